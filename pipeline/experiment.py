@@ -1,0 +1,138 @@
+"""How an experiment file becomes jobs, and how they are judged.
+
+    load_experiment("digits.yaml") -> Experiment with {job_id: JobConfig}
+
+No torch here: the Snakefile reads this module, in every job of a cluster too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from gode_core.solvers import parse_solver
+from pipeline.config import JobConfig, canonical, digest, job_id, read_job
+from pipeline.reading import need, read_dataclass, unknown_key
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How trained models are judged. No part of a job: a solver more re-runs evaluations and no training."""
+
+    solvers: tuple[str, ...]
+    split: Literal["test", "validation"] = "test"
+    batch_size: int = 1000
+    max_steps: int = 1000  # attempted steps of an adaptive solver before it is given up
+
+    def __post_init__(self):
+        for solver in self.solvers:
+            parse_solver(solver)
+        printed = [str(parse_solver(s)) for s in self.solvers]
+        twice = sorted({s for s in printed if printed.count(s) > 1})
+        need(not twice, "solvers: {} stands twice", ", ".join(twice))
+        need(len(self.solvers) > 0, "solvers: at least one is needed")
+        need(self.batch_size >= 1, "batch_size must be at least 1, got {}", self.batch_size)
+        need(self.max_steps >= 1, "max_steps must be at least 1, got {}", self.max_steps)
+
+    @property
+    def id(self) -> str:
+        return digest(canonical(self))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, the jobs that it takes to answer it, and how they are judged."""
+
+    name: str
+    question: str
+    jobs: dict[str, JobConfig]
+    evaluate_with: Judging
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Read, check and expand an experiment file. Raises ValueError that says what, where and what is allowed."""
+    where = str(path)
+    raw = _read_yaml(Path(path))
+    known = ["name", "question", "job", "sweep", "evaluate_with"]
+    for key in raw:
+        if key not in known:
+            raise ValueError(f"{where}: {unknown_key(key, known)}")
+    for key in ("question", "job", "evaluate_with"):
+        if key not in raw:
+            raise ValueError(f"{where}: `{key}` is missing. Known keys: {', '.join(known)}.")
+    name = raw.get("name", Path(path).stem)
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"{where}: name: letters, digits, `-` and `_` are allowed, got {name!r}")
+    jobs: dict[str, JobConfig] = {}
+    chosen: dict[str, str] = {}
+    for choice, data in expand(raw["job"], raw.get("sweep") or {}, where):
+        place = f"{where}: job with {choice}" if choice else f"{where}: job"
+        config = read_job(data, place)
+        key = job_id(config)
+        if key in jobs:
+            raise ValueError(f"{place}: equals the job with {chosen[key] or 'no change'}; each job may stand once")
+        jobs[key], chosen[key] = config, choice
+    judging = read_dataclass(Judging, raw["evaluate_with"], f"{where}: evaluate_with")
+    return Experiment(name, str(raw["question"]).strip(), jobs, judging)
+
+
+def expand(base: Any, sweep: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Every combination of a sweep laid over the base job: (the choice in words, the job's data).
+
+    sweep: {"train.solver": [euler@4, rk4@4], "model": [{family: resnet}, {family: neural_ode}], "seed": [0, 1]}:
+    a dotted path to a field, and the values that it takes; a mapping is merged into the section that it names.
+    """
+    if not isinstance(base, dict):
+        raise ValueError(f"{where}: job: must be a mapping, got {base!r}")
+    if not isinstance(sweep, dict):
+        raise ValueError(f"{where}: sweep: must map fields to lists of values, got {sweep!r}")
+    for path, values in sweep.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{where}: sweep: {path}: must be a list of values, got {values!r}")
+    combinations = []
+    for values in itertools.product(*sweep.values()):
+        data, words = base, []
+        for path, value in zip(sweep, values):
+            data = _merged(data, _nested(str(path).split("."), value))
+            words.append(f"{path} = {json.dumps(value, default=str)}")
+        combinations.append((", ".join(words), data))
+    return combinations
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _merged(base: Any, over: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML would quietly take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"line {node.start_mark.line + 1}: `{twice[0]}` stands twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(), Loader=_Loader)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such experiment file") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: an experiment file is a mapping with `question`, `job` and `evaluate_with`")
+    return raw

@@ -1,0 +1,84 @@
+"""Where every file lies. No other module spells a path.
+
+Under one root (`results/` unless told otherwise):
+
+    jobs/<job>/config.json  model.safetensors  training.jsonl  evaluation-<judging>.jsonl  weights.jsonl
+    jobs/<job>/state/       resume.pt, attempts.jsonl: undeclared, since Snakemake deletes what a failed rule declares
+    experiments/<name>/     table.csv, training.csv, weights.csv, report.html, figures/, published.json
+    data/<name>.json        the data set was seen, whole
+    logs/<rule>/<job>.log
+    mlflow.db, mlartifacts/ what `publish` makes of all this; can be deleted and made again
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_EXPERIMENT = "pipeline/experiments/digits.yaml"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Paths as text; `job` may be a wildcard in braces."""
+
+    root: str = "results"
+
+    def config(self, job: str) -> str:
+        return f"{self.root}/jobs/{job}/config.json"
+
+    def model(self, job: str) -> str:
+        return f"{self.root}/jobs/{job}/model.safetensors"
+
+    def training(self, job: str) -> str:
+        return f"{self.root}/jobs/{job}/training.jsonl"
+
+    def evaluation(self, job: str, judging: str) -> str:
+        return f"{self.root}/jobs/{job}/evaluation-{judging}.jsonl"
+
+    def weights(self, job: str) -> str:
+        return f"{self.root}/jobs/{job}/weights.jsonl"
+
+    def state(self, job: str) -> str:
+        return f"{self.root}/jobs/{job}/state"
+
+    def resume(self, job: str) -> str:
+        return f"{self.state(job)}/resume.pt"
+
+    def attempts(self, job: str) -> str:
+        return f"{self.state(job)}/attempts.jsonl"
+
+    def data(self, name: str) -> str:
+        return f"{self.root}/data/{name}.json"
+
+    def log(self, rule: str, name: str) -> str:
+        return f"{self.root}/logs/{rule}/{name}.log"
+
+    def experiment(self, name: str) -> str:
+        return f"{self.root}/experiments/{name}"
+
+    def table(self, name: str) -> str:
+        return f"{self.experiment(name)}/table.csv"
+
+    def curves(self, name: str) -> str:
+        return f"{self.experiment(name)}/training.csv"
+
+    def weight_paths(self, name: str) -> str:
+        return f"{self.experiment(name)}/weights.csv"
+
+    def report(self, name: str) -> str:
+        return f"{self.experiment(name)}/report.html"
+
+    def figures(self, name: str) -> str:
+        return f"{self.experiment(name)}/figures"
+
+    def published(self, name: str) -> str:
+        return f"{self.experiment(name)}/published.json"
+
+    @property
+    def mlflow(self) -> str:
+        """The default tracking URI."""
+        return f"sqlite:///{self.root}/mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> str:
+        return f"{self.root}/mlartifacts"

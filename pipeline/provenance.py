@@ -1,0 +1,37 @@
+"""Which code made a number."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# What can change a trained model or its evaluation; a change to the report or to these comments' neighbours cannot.
+NUMERIC = ("build.py", "checkpoint.py", "data.py", "evaluate.py", "train.py")
+
+
+@lru_cache
+def code_fingerprint() -> str:
+    """Hash of the sources that compute numbers. The commit alone would not do: it changes with every README."""
+    digest = hashlib.sha256()
+    sources = [*sorted((HERE.parent / "gode_core").rglob("*.py")), *(HERE / name for name in NUMERIC)]
+    for source in sources:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+@lru_cache
+def commit() -> str:
+    """The commit's hash, with `+` behind it if the working tree differs; `unknown` outside git."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(HERE), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()

@@ -1,0 +1,141 @@
+"""The typed rows that a job writes, and JSON lines in and out.
+
+Accuracies lie in [0, 1]; losses are cross entropies in nats, means over samples. `None` stands for a number that does
+not exist (a loss that is not finite, an accuracy that was not asked for): JSON has no NaN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+Status = Literal["ok", "nonfinite", "budget", "underflow"]
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """One epoch. Holds no times: an interrupted and an uninterrupted training write the same rows."""
+
+    job: str
+    code: str  # fingerprint of the code that computed it
+    epoch: int  # finished epochs
+    step: int  # optimiser steps so far
+    lr: float  # of the last step
+    train_loss: float | None  # as trained on: with augmentation and smoothing
+    train_accuracy: float | None
+    validation_loss: float | None  # None without validation images
+    validation_accuracy: float | None
+    num_evals: float  # field evaluations per solve (forward), mean over the epoch's batches
+    status: Status  # nonfinite: training stopped in this epoch; the model holds the last finite epoch's weights
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One trained model under one solver, over a whole split."""
+
+    job: str
+    code: str
+    solver: str
+    split: Literal["test", "validation"]
+    num_samples: int
+    num_failed: int  # samples whose solve did not end `ok`; they count as wrong
+    accuracy: float
+    loss: float | None
+    agreement: float  # share of samples with the class that the training solver gives
+    logit_gap_max: float | None  # largest |logit - logit under the training solver|
+    logit_gap_mean: float | None
+    num_evals: float  # field evaluations per solve, summed over the blocks, mean over batches
+    num_accepted: float  # steps, likewise
+    num_rejected: float
+    seconds: float  # for the split, data apart
+    status: Status  # the worst of its batches
+
+
+@dataclass(frozen=True)
+class WeightRecord:
+    """One entry of a learned weight at one depth: theta(t)."""
+
+    job: str
+    code: str
+    weight: str  # the parameter's name in the model
+    entry: int  # index into the flattened weight
+    depth: float
+    value: float
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One start of a training: who, when, from where it went on, and how it ended."""
+
+    job: str
+    code: str
+    commit: str  # with `+` behind it if the working tree had changes; `unknown` outside git
+    host: str
+    pid: int
+    device: str
+    from_step: int
+    to_step: int
+    started: str  # ISO 8601, UTC
+    seconds: float
+    outcome: Literal["finished", "interrupted", "failed"]
+    reason: str
+
+
+Record = TrainingRecord | EvaluationRecord | WeightRecord | AttemptRecord
+R = TypeVar("R", TrainingRecord, EvaluationRecord, WeightRecord, AttemptRecord)
+
+
+def to_line(record: Record) -> str:
+    row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(record).items()}
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """The whole file, by replacement: a reader sees the old rows or the new ones, never half."""
+    replace_file(path, "".join(map(to_line, records)).encode())
+
+
+def append_record(path: str | Path, record: Record) -> None:
+    """One row more, written in one call."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(to_line(record))
+
+
+def read_records(cls: type[R], path: str | Path) -> list[R]:
+    """Rows of one kind. Raises ValueError with the line for a row that is cut off or has other columns."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    records = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"{path}:{number}: a broken row (cut off?); delete the file to have it made again"
+            ) from None
+        if not isinstance(row, dict) or set(row) != names:
+            raise ValueError(f"{path}:{number}: not a {cls.__name__}; delete the file to have it made again")
+        records.append(cls(**row))
+    return records
+
+
+def replace_file(path: str | Path, content: bytes) -> None:
+    """Write beside, flush to disk, then replace. On failure the old file stands and nothing is left beside it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
