@@ -93,7 +93,7 @@ class BSpline:
 
 def _rise(knots: Sequence[Depth], i: int, d: int, t: Depth) -> Depth:
     """(t - t_i) / (t_{i+d} - t_i); on a repeated knot the term that it multiplies is zero."""
-    if i + d >= len(knots) or knots[i + d] == knots[i]:
+    if knots[i + d] == knots[i]:
         return t * 0
     return (t - knots[i]) / (knots[i + d] - knots[i])
 
@@ -128,6 +128,8 @@ def unclamped(degree: int, num_coefficients: int) -> BSpline:
     degree 0 too, which only methods that ask there can see; here the last piece is closed.
     """
     n = num_coefficients + degree
+    if degree < 0 or num_coefficients <= degree:
+        raise ValueError(f"0 <= degree < number of coefficients is needed, got {degree} and {num_coefficients}")
     return BSpline(degree, tuple(Fraction(j, n) for j in range(n + 1)))
 
 
@@ -142,7 +144,10 @@ BASES = {"bspline": BSpline}
 
 def exact(x: Fraction | float | str) -> Fraction:
     """The number as written: 0.3 is 3/10 and "1/3" a third, so that steps can meet the knots that were meant."""
-    return x if isinstance(x, Fraction) else Fraction(str(x))
+    try:
+        return x if isinstance(x, Fraction) else Fraction(str(x))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"cannot read the number `{x}`; write 0.3 or 1/3, say") from None
 
 
 def _texts(knots: Sequence[Fraction]) -> str:
@@ -161,7 +166,7 @@ class StageTimes:
     first: int
     last: int
 
-    def points(self) -> list[tuple[Fraction, bool]]:
+    def points(self) -> list[tuple[Depth, bool]]:
         """(t, from_left) for each stage. A stage at the end of its step looks back into the step."""
         return [
             (Fraction(n + c, self.num_steps), c == 1)
@@ -169,13 +174,23 @@ class StageTimes:
             for c in TABLEAUS[self.method].c
         ]
 
-    def floats(self) -> list[float]:
-        """The times as floats, each from its step number: 49 * (1 / 49) != 1."""
-        return [float(t) for t, _ in self.points()]
+
+@dataclass(frozen=True)
+class Moment:
+    """One time, as an adaptive solver asks for it."""
+
+    t: float
+    from_left: bool = False
+
+    def points(self) -> list[tuple[Depth, bool]]:
+        return [(self.t, self.from_left)]
 
 
-def stage_table(basis: BSpline, times: StageTimes) -> tuple[list[tuple[float, ...]], list[int]]:
-    """The basis at all stage times: the distinct rows, and for each stage the index of its row.
+Times = StageTimes | Moment
+
+
+def basis_rows(basis: BSpline, times: Times) -> tuple[list[tuple[float, ...]], list[int]]:
+    """The basis at all the times: the distinct rows, and for each time the index of its row.
 
     A constant basis has one row, a piecewise constant one a row per piece that is met, whatever the number of steps.
     """

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property, lru_cache
 
@@ -33,6 +34,8 @@ class Tableau:
     b: tuple[Fraction, ...]
 
     def __post_init__(self):
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"order must be 1, 2, 3 or 4: the conditions of others are not known, got {self.order}")
         if [len(row) for row in self.a] != list(range(len(self.b))):
             raise ValueError(f"row i of a must have i - 1 entries and b one per row, got {self.a} and {self.b}")
         for condition, (found, wanted) in self._order_conditions().items():
@@ -123,7 +126,7 @@ class Fixed:
     def __post_init__(self):
         _check_method(self.method, TABLEAUS)
         if self.num_steps < 1:
-            raise ValueError(f"solver `{self.method}@{self.num_steps}`: the number of steps must be at least 1")
+            raise ValueError(f"the number of steps must be at least 1, as in `{self.method}@8`, got {self.num_steps}")
 
     @property
     def tableau(self) -> Tableau:
@@ -149,7 +152,7 @@ class Adaptive:
         _check_method(self.method, ADAPTIVE_METHODS)
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
             if not 0 < value < 1:
-                raise ValueError(f"solver `{self.method}`: {name} must lie in (0, 1), got {value:g}")
+                raise ValueError(f"{name} must lie in (0, 1), as in `{self.method}@1e-5`, got {value:g}")
 
     def __str__(self) -> str:
         if self.rtol == self.atol:
@@ -159,44 +162,45 @@ class Adaptive:
 
 Solver = Fixed | Adaptive
 
-_TOLERANCES = re.compile(r"rtol=(?P<rtol>[^,]+),atol=(?P<atol>.+)")
+_NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+_TOLERANCES = re.compile(r"rtol=([^,]+),atol=([^,]+)")
 
 
 @lru_cache(maxsize=4096)
 def parse_solver(text: str) -> Solver:
-    """The inverse of `str(solver)`. Raises ValueError that names what is wrong and what is allowed."""
+    """The inverse of `str(solver)`. Raises ValueError that names the text, what is wrong and what is allowed."""
     method, _, rest = text.partition("@")
-    if method in TABLEAUS:
-        if not re.fullmatch(r"[0-9]+", rest):
-            raise ValueError(f"solver `{text}`: `{method}` has fixed steps; write `{method}@8` for 8 of them")
-        return Fixed(method, int(rest))
-    _check_method(method, TABLEAUS | ADAPTIVE_METHODS)
-    if match := _TOLERANCES.fullmatch(rest):
-        return Adaptive(method, _tolerance(text, match["rtol"]), _tolerance(text, match["atol"]))
-    tolerance = _tolerance(text, rest)
-    return Adaptive(method, tolerance, tolerance)
-
-
-def _tolerance(solver: str, text: str) -> float:
-    method = solver.partition("@")[0]
-    if re.fullmatch(r"[0-9]+", text) and float(text) >= 1:
-        raise ValueError(f"solver `{solver}`: `{method}` is adaptive; write its tolerance, as in `{method}@1e-5`")
     try:
-        return float(text)
-    except ValueError:
+        _check_method(method, TABLEAUS | ADAPTIVE_METHODS)
+        return _parse_fixed(method, rest) if method in TABLEAUS else _parse_adaptive(method, rest)
+    except ValueError as error:
+        raise ValueError(f"solver `{text}`: {error}") from None
+
+
+def _parse_fixed(method: str, steps: str) -> Fixed:
+    if not re.fullmatch(r"[0-9]{1,9}", steps):
+        raise ValueError(f"`{method}` has fixed steps; write `{method}@8` for 8 of them")
+    return Fixed(method, int(steps))
+
+
+def _parse_adaptive(method: str, text: str) -> Adaptive:
+    match = _TOLERANCES.fullmatch(text)
+    rtol, atol = match.groups() if match else (text, text)
+    if not all(re.fullmatch(_NUMBER, tolerance) for tolerance in (rtol, atol)):
         raise ValueError(
-            f"solver `{solver}`: cannot read the tolerance `{text}`; write `{method}@1e-5` or "
-            f"`{method}@rtol=1e-5,atol=1e-7`"
-        ) from None
+            f"`{method}` is adaptive; write its tolerance: `{method}@1e-5` or `{method}@rtol=1e-5,atol=1e-7`"
+        )
+    return Adaptive(method, float(rtol), float(atol))
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as the same float: 1e-5, not 1e-05."""
-    return re.sub(r"e([+-])0+(?=\d)", r"e\1", repr(value)).replace("e+", "e")
+    """The shortest digits that read back as the same float, and an exponent: 1e-5, 2.5e-1."""
+    return f"{Decimal(repr(value)):e}"
 
 
 def _check_method(method: str, known: dict) -> None:
     if method not in known:
-        near = difflib.get_close_matches(method, known, n=1)
+        near = difflib.get_close_matches(method.lower(), known, n=1)
         hint = f" Did you mean `{near[0]}`?" if near else ""
-        raise ValueError(f"unknown solver method `{method}`.{hint} Known: {', '.join(known)}.")
+        form = " or ".join(f"`{name}@{n}`" for name, n in (("euler", 8), ("dopri5", "1e-5")) if name in known)
+        raise ValueError(f"unknown method `{method}`.{hint} Write {form}. Known methods: {', '.join(known)}.")

@@ -1,0 +1,257 @@
+"""integrate(field, h0, solver, gradient=...) -> Solution: dh/dt = f(t, h) over [0, 1].
+
+The only module that knows torchdiffeq. Fixed-step solves are a plain loop of our own: exactly n steps, times from the
+step number, no host read of a device value, one torch.compile graph. Adaptive solves are torchdiffeq's, one call for
+each smooth piece of the field, so that no step crosses a knot and nothing is asked beyond the piece's ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torchdiffeq
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gode_core.bases import Moment, StageTimes, exact
+from gode_core.fields import Field
+from gode_core.layers import Function
+from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Fixed, Solver
+
+Gradient = Literal["direct", "checkpoint", "adjoint"]
+Status = Literal["ok", "nonfinite", "budget", "underflow"]
+
+
+@dataclass
+class Solution:
+    """The end of a solve.
+
+    h1: the state at t = 1, or the last accepted one at `t` < 1 if the solve was given up.
+    states: the states at the depths asked for, as far as they were reached.
+    num_evals: calls of the field; num_accepted, num_rejected: steps.
+    """
+
+    h1: Tensor
+    states: list[Tensor]
+    num_evals: int
+    num_accepted: int
+    num_rejected: int = 0
+    t: float = 1.0
+    stopped: Status | None = None
+
+    @property
+    def status(self) -> Status:
+        """`ok`; `nonfinite`: the state or the field became inf or nan; `budget`: max_steps were not enough;
+        `underflow`: the step fell below what the time's precision can add. Reads the device once."""
+        if self.stopped is not None:
+            return self.stopped
+        return "ok" if bool(torch.isfinite(self.h1).all()) else "nonfinite"
+
+
+class SolveFailed(RuntimeError):
+    """An adaptive solve was given up. Reaches the caller from an adjoint's backward pass only."""
+
+    def __init__(self, status: Status, t: float = math.nan):
+        super().__init__(f"the solve was given up at t = {t:g}: {status}")
+        self.status: Status = status
+
+
+def integrate(
+    field: Callable[[float, Tensor], Tensor],
+    h0: Tensor,
+    solver: Solver,
+    *,
+    gradient: Gradient = "direct",
+    depths: Sequence[Fraction | float | str] = (),
+    max_steps: int = 10_000,
+) -> Solution:
+    """Solve dh/dt = field(t, h), h(0) = h0, to t = 1.
+
+    field: a `gode_core.fields.Field`, or any function of a float t and a state (B, ...) that returns the state's shape.
+    gradient: `direct` backpropagates through the steps. `checkpoint` (fixed steps) does the same, recomputing runs of
+        about sqrt(n) steps: the same gradient, memory that grows with sqrt(n). `adjoint` (adaptive) solves the
+        continuous adjoint backwards; for fixed steps it is refused, since its gradient is that of another function
+        (wrong by half for 2 Euler steps).
+    depths: increasing times in [0, 1] at which the state is wanted too; a fixed-step solver must have steps that end
+        there.
+    max_steps: attempted steps after which an adaptive solve is given up with status `budget`.
+    Raises ValueError for a gradient or depth that the solver cannot give, or an adaptive solve of a 16-bit state.
+    """
+    wanted = [exact(t) for t in depths]
+    if any(not 0 <= t <= 1 for t in wanted) or any(a >= b for a, b in pairwise(wanted)):
+        raise ValueError(f"depths must increase within [0, 1], got {list(map(str, depths))}")
+    if isinstance(solver, Fixed):
+        return _fixed(field, h0, solver, gradient, wanted)
+    return _Adaptive(field, solver, gradient, max_steps).solve(h0, wanted)
+
+
+def _functions(field: Callable[[float, Tensor], Tensor], times: StageTimes) -> list[Function]:
+    """The field at each stage time, as a function of h alone."""
+    if hasattr(field, "at"):
+        return field.at(times)  # type: ignore[attr-defined]
+    return [partial(field, float(t)) for t, _ in times.points()]
+
+
+def _fixed(field, h0: Tensor, solver: Fixed, gradient: Gradient, wanted: list[Fraction]) -> Solution:
+    n = solver.num_steps
+    if gradient == "adjoint":
+        raise ValueError(f"gradient `adjoint` needs an adaptive solver, got {solver}; take `direct` or `checkpoint`")
+    if off := [t for t in wanted if (t * n).denominator != 1]:
+        raise ValueError(f"{solver} has no step that ends at {off[0]}; its steps end at multiples of 1/{n}")
+    recompute = gradient == "checkpoint" and torch.is_grad_enabled()
+    ends = sorted({*_run_ends(n, recompute), *(int(t * n) for t in wanted)})
+    h, states = h0, {0: h0}
+    for first, last in pairwise(ends):
+        if recompute:
+            h: Tensor = checkpoint(_steps, field, h, solver, first, last, use_reentrant=False)  # type: ignore[assignment]
+        else:
+            h = _steps(field, h, solver, first, last)
+        states[last] = h
+    return Solution(h, [states[int(t * n)] for t in wanted], solver.num_evals, n)
+
+
+def _run_ends(num_steps: int, recompute: bool) -> list[int]:
+    """The steps where a run of steps begins or ends: one run, or about sqrt(num_steps) of them."""
+    run = max(1, math.isqrt(num_steps)) if recompute else num_steps
+    return [*range(0, num_steps, run), num_steps]
+
+
+def prepare(field: Field, solver: Fixed, gradient: Gradient = "direct") -> None:
+    """Make the field's tables for a solve: once before torch.compile traces it."""
+    for recompute in {False, gradient == "checkpoint"}:
+        for first, last in pairwise(_run_ends(solver.num_steps, recompute)):
+            field.prepare(StageTimes(solver.method, solver.num_steps, first, last))
+
+
+def _steps(field, h: Tensor, solver: Fixed, first: int, last: int) -> Tensor:
+    """Steps `first` .. `last` - 1 of a fixed-step solve."""
+    tableau, step = solver.tableau, 1.0 / solver.num_steps
+    functions = iter(_functions(field, StageTimes(solver.method, solver.num_steps, first, last)))
+    for _ in range(first, last):
+        slopes: list[Tensor] = []
+        for row in tableau.float_a:
+            slopes.append(next(functions)(_sum(h, row, slopes, step)))
+        h = _sum(h, tableau.float_b, slopes, step)
+    return h
+
+
+def _sum(h: Tensor, weights: Sequence[float], slopes: list[Tensor], step: float) -> Tensor:
+    for weight, slope in zip(weights, slopes):
+        if weight:
+            h = torch.add(h, slope, alpha=weight * step)
+    return h
+
+
+class _Adaptive:
+    """One adaptive solve: its counts, and the calls of torchdiffeq."""
+
+    def __init__(self, field, solver: Adaptive, gradient: Gradient, max_steps: int):
+        if gradient == "checkpoint":
+            raise ValueError(
+                f"gradient `checkpoint` needs a fixed-step solver, got {solver}; take `direct` or `adjoint`"
+            )
+        if gradient == "adjoint" and not isinstance(field, nn.Module):
+            raise ValueError("gradient `adjoint` needs a field that is an nn.Module: it must know the parameters")
+        self.field: Any = field
+        self.solver, self.gradient, self.max_steps = solver, gradient, max_steps
+        self.next_step: float | None = None
+        self.num_evals = self.num_attempts = self.num_rejected = 0
+
+    def solve(self, h0: Tensor, wanted: list[Fraction]) -> Solution:
+        if h0.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{self.solver} needs a float32 or float64 state, got {h0.dtype}")
+        breaks = self.field.basis.breaks if hasattr(self.field, "basis") else ()
+        ends = sorted({Fraction(0), Fraction(1), *breaks, *wanted})
+        h, states, stopped, t = h0, {Fraction(0): h0}, None, 1.0
+        for start, end in pairwise(ends):
+            piece = _Piece(self, float(start), float(end))
+            try:
+                states[end] = h = self._solve_piece(piece, h)
+            except SolveFailed as failure:
+                h, t, stopped = piece.state, piece.time, failure.status
+                break
+        reached = [states[x] for x in wanted if x in states]
+        accepted = self.num_attempts - self.num_rejected
+        return Solution(h, reached, self.num_evals, accepted, self.num_rejected, t, stopped)
+
+    def _solve_piece(self, piece: _Piece, h: Tensor) -> Tensor:
+        piece.state, piece.time = h, piece.start
+        times = torch.tensor([piece.start, piece.end], dtype=torch.float64, device=h.device)
+        settings = {"rtol": self.solver.rtol, "atol": self.solver.atol, "method": self.solver.method}
+        if self.next_step is None:
+            self.next_step = self._first_step(piece, h)
+        # step_t: a step lands on the end, instead of passing it and interpolating back. first_step: torchdiffeq would
+        # choose it within the graph, and its direct gradient would follow the choice (wrong by 1e-4 at tolerance 1e-9
+        # for a field that depends on t).
+        settings["options"] = {"step_t": times[1:], "first_step": self.next_step}
+        if self.gradient == "direct" or not torch.is_grad_enabled():
+            return torchdiffeq.odeint(piece, h, times, **settings)[-1]  # type: ignore[index]
+        settings["adjoint_options"] = {"step_t": times[:1]}
+        settings["adjoint_params"] = tuple(self.field.parameters())
+        return torchdiffeq.odeint_adjoint(piece, h, times, **settings)[-1]  # type: ignore[index]
+
+    @torch.no_grad()
+    def _first_step(self, piece: _Piece, h: Tensor) -> float:
+        """Hairer, Norsett, Wanner I, II.4: an explicit Euler step that is small against h, then the second derivative.
+        Later pieces begin with the step at which the one before ended."""
+        order, scale = ADAPTIVE_METHODS[self.solver.method].order, self.solver.atol + self.solver.rtol * h.abs()
+        start = torch.tensor(piece.start, dtype=torch.float64)
+        slope = piece(start, h)
+        d0, d1 = _rms(h / scale), _rms(slope / scale)
+        small = 1e-6 if min(d0, d1) < 1e-5 else 0.01 * d0 / d1
+        d2 = _rms((piece(start + small, h + small * slope) - slope) / scale) / small
+        large = max(d1, d2)
+        step = max(1e-6, 1e-3 * small) if large <= 1e-15 else (0.01 / large) ** (1 / order)
+        return min(100 * small, step)
+
+
+def _rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
+class _Piece(nn.Module):
+    """The field on one smooth piece, as torchdiffeq calls it.
+
+    Its solvers ask for times beyond the ends (when they choose the first step, and by rounding in float32): there the
+    piece's end is meant, seen from inside the piece.
+    """
+
+    def __init__(self, solve: _Adaptive, start: float, end: float):
+        super().__init__()
+        self.solve, self.start, self.end = solve, start, end
+        self.state = self.slope = torch.empty(0)
+        self.time = start
+        self.num_backward = 0
+
+    def forward(self, t: Tensor, h: Tensor) -> Tensor:
+        self.solve.num_evals += 1
+        at, field = min(max(float(t.detach()), self.start), self.end), self.solve.field
+        slope = field.at(Moment(at, from_left=at == self.end))[0](h) if hasattr(field, "at") else field(at, h)
+        self.slope = slope.detach()
+        return slope.to(h.dtype)  # under autocast the slope has 16 bits, the state keeps its own
+
+    def callback_step(self, t: Tensor, h: Tensor, step: Tensor) -> None:
+        self.state, self.time, length = h, float(t.detach()), float(step.detach())
+        if not bool(torch.isfinite(h).all()):
+            raise SolveFailed("nonfinite", self.time)
+        if not self.time + length > self.time:
+            raise SolveFailed("underflow" if bool(torch.isfinite(self.slope).all()) else "nonfinite", self.time)
+        if self.solve.num_attempts == self.solve.max_steps:
+            raise SolveFailed("budget", self.time)
+        self.solve.num_attempts += 1
+        self.solve.next_step = length
+
+    def callback_reject_step(self, t: Tensor, h: Tensor, step: Tensor) -> None:
+        self.solve.num_rejected += 1
+
+    def callback_step_adjoint(self, t: Tensor, h: Tensor, step: Tensor) -> None:
+        self.num_backward += 1
+        if self.num_backward > self.solve.max_steps:
+            raise SolveFailed("budget", float(t.detach()))

@@ -1,0 +1,124 @@
+"""Layers whose weights are functions of depth, theta(t) = sum_a phi_a(t) theta_a.
+
+A layer holds coefficients (A, *shape), and `at(depths)` gives the layer as a function of h alone for each depth. The
+weights for all depths come from one product of the basis table with the coefficients, so that the spline costs next to
+nothing beside the convolution. A layer with one coefficient is constant in depth, whatever the basis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gode_core.bases import BSpline, Times, basis_rows
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Depths:
+    """The times at which weights are wanted, and the basis there.
+
+    table: (M, A), its distinct rows; None where each row picks one coefficient (a piecewise constant basis).
+    index: for each time its row of the table, or the coefficient that it picks.
+    """
+
+    times: list[float]
+    table: Tensor | None
+    index: list[int]
+
+    @staticmethod
+    def of(basis: BSpline, times: Times, like: Tensor) -> Depths:
+        """The table is computed in float64 and has the dtype and device of `like`."""
+        rows, index = basis_rows(basis, times)
+        floats = [float(t) for t, _ in times.points()]
+        if all(sorted(row) == [0.0] * (len(row) - 1) + [1.0] for row in rows):
+            return Depths(floats, None, [rows[i].index(1.0) for i in index])
+        table = torch.tensor(rows, dtype=torch.float64).to(device=like.device, dtype=like.dtype)
+        return Depths(floats, table, index)
+
+
+def weights_at(coefficients: Tensor, depths: Depths) -> list[Tensor]:
+    """theta(t), of shape `coefficients.shape[1:]`, for each depth. Equal rows share one tensor."""
+    if coefficients.shape[0] == 1:
+        return [coefficients[0]] * len(depths.index)
+    if depths.table is None:
+        if torch.compiler.is_compiling():  # it cannot recompute the unbinding of a parameter (torch 2.15)
+            return [coefficients[i] for i in depths.index]
+        distinct = coefficients.unbind(0)
+    else:
+        distinct = _product(depths.table, coefficients.flatten(1)).view(-1, *coefficients.shape[1:]).unbind(0)
+    return [distinct[i] for i in depths.index]
+
+
+def _product(table: Tensor, coefficients: Tensor) -> Tensor:
+    """Outside autocast, which would round the weights to 16 bits."""
+    device = coefficients.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return table @ coefficients
+    return table @ coefficients
+
+
+class DepthConv(nn.Module):
+    """Convolution over 1 or 2 dimensions, `same` padding, odd kernel: (B, C_in, ...) -> (B, C_out, ...).
+
+    `num_kernels` and `num_biases` are the coefficients of each: the basis's A, or 1 for constant in depth; 0 biases
+    for none.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, dims: int, num_kernels: int, num_biases: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_kernels, c_out, c_in, *[kernel] * dims))
+        self.bias = nn.Parameter(torch.empty(num_biases, c_out)) if num_biases else None
+        self._convolve = {1: F.conv1d, 2: F.conv2d}[dims]
+
+    def at(self, depths: Depths) -> list[Function]:
+        weights = weights_at(self.weight, depths)
+        biases = [None] * len(weights) if self.bias is None else weights_at(self.bias, depths)
+        padding = self.weight.shape[-1] // 2
+        return [partial(self._convolve, weight=w, bias=b, padding=padding) for w, b in zip(weights, biases)]
+
+
+class DepthGroupNorm(nn.Module):
+    """Group norm (eps 1e-5) of `channels` channels in at most `num_groups` groups: it keeps no statistics, so it is the
+    same function for every solver. Its scale and shift may depend on depth (`num_coefficients` > 1)."""
+
+    def __init__(self, num_groups: int, channels: int, num_coefficients: int):
+        super().__init__()
+        self.num_groups = groups(num_groups, channels)
+        self.weight = nn.Parameter(torch.ones(num_coefficients, channels))
+        self.bias = nn.Parameter(torch.zeros(num_coefficients, channels))
+
+    def at(self, depths: Depths) -> list[Function]:
+        pairs = zip(weights_at(self.weight, depths), weights_at(self.bias, depths))
+        return [partial(F.group_norm, num_groups=self.num_groups, weight=w, bias=b) for w, b in pairs]
+
+
+class ReLU(nn.Module):
+    def at(self, depths: Depths) -> list[Function]:
+        return [torch.relu] * len(depths.index)
+
+
+class ConcatTime(nn.Module):
+    """Adds t as a channel, in front: (B, C, ...) -> (B, C + 1, ...) (Chen et al. 2018, their MNIST example)."""
+
+    def at(self, depths: Depths) -> list[Function]:
+        return [partial(_with_time, t) for t in depths.times]
+
+
+def _with_time(t: float, h: Tensor) -> Tensor:
+    return torch.cat([torch.full_like(h[:, :1], t), h], dim=1)
+
+
+def groups(num_groups: int, channels: int) -> int:
+    """The number of groups for so many channels: min(num_groups, channels), which must divide them."""
+    number = min(num_groups, channels)
+    if channels % number:
+        raise ValueError(f"group norm: {number} groups do not divide {channels} channels")
+    return number
