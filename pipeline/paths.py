@@ -3,7 +3,8 @@
 Under one root (`results/` unless told otherwise):
 
     jobs/<job>/config.json  model.safetensors  training.jsonl  evaluation-<judging>.jsonl  weights.jsonl
-    jobs/<job>/state/       resume.pt, attempts.jsonl: undeclared, since Snakemake deletes what a failed rule declares
+    jobs/<job>/state/       resume.pt, training.jsonl (so far), attempts.jsonl; undeclared, since Snakemake
+                            deletes what a failed rule declares
     experiments/<name>/     table.csv, training.csv, weights.csv, report.html, figures/, published.json
     data/<name>.json        the data set was seen, whole
     logs/<rule>/<job>.log
@@ -13,6 +14,7 @@ Under one root (`results/` unless told otherwise):
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 DEFAULT_EXPERIMENT = "pipeline/experiments/digits.yaml"
 
@@ -22,6 +24,14 @@ class Paths:
     """Paths as text; `job` may be a wildcard in braces."""
 
     root: str = "results"
+
+    @staticmethod
+    def of_config(path: str) -> tuple[Paths, str]:
+        """The root and the job of a config.json. Raises ValueError for a file elsewhere."""
+        folder = Path(path).parent
+        if Path(path).name != "config.json" or folder.parent.name != "jobs":
+            raise ValueError(f"{path}: a job's config is <results>/jobs/<job>/config.json")
+        return Paths(str(folder.parent.parent)), folder.name
 
     def config(self, job: str) -> str:
         return f"{self.root}/jobs/{job}/config.json"
@@ -43,6 +53,9 @@ class Paths:
 
     def resume(self, job: str) -> str:
         return f"{self.state(job)}/resume.pt"
+
+    def training_so_far(self, job: str) -> str:
+        return f"{self.state(job)}/training.jsonl"
 
     def attempts(self, job: str) -> str:
         return f"{self.state(job)}/attempts.jsonl"

@@ -1,0 +1,91 @@
+"""What the Snakefile needs to know of one run: the experiment, and how it is run. No torch here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.experiment import Experiment, load_experiment
+from pipeline.paths import DEFAULT_EXPERIMENT, Paths
+from pipeline.reading import unknown_key
+
+SETTINGS = {"results": "results", "data": "data", "device": "auto", "mix_code": False}
+
+
+@dataclass(frozen=True)
+class Run:
+    """An experiment under a results root. Lists of files are in the order of the experiment's jobs."""
+
+    file: str
+    experiment: Experiment
+    paths: Paths
+    data: str
+    device: str
+    mix_code: str  # the flag for `collect`, or nothing
+
+    @staticmethod
+    def of(config: Mapping[str, Any], configfiles: Sequence[Any]) -> Run:
+        """From Snakemake's config: `--configfile` names the experiment, `--config` says how it is run.
+
+        Bad input ends Snakemake with one line, since it comes before any job.
+        """
+        file = str(configfiles[-1]) if configfiles else DEFAULT_EXPERIMENT
+        try:
+            experiment = load_experiment(file)
+            of_experiment = {"name", "question", "job", "sweep", "evaluate_with"}
+            for key in config:
+                if key not in SETTINGS and key not in of_experiment:
+                    raise ValueError(f"--config: {unknown_key(key, list(SETTINGS))}")
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        settings = SETTINGS | {key: config[key] for key in SETTINGS if key in config}
+        paths = Paths(str(settings["results"]))
+        flag = "--mix-code" if settings["mix_code"] else ""
+        return Run(_relative(file), experiment, paths, str(settings["data"]), str(settings["device"]), flag)
+
+    @property
+    def name(self) -> str:
+        return self.experiment.name
+
+    @property
+    def judging(self) -> str:
+        return self.experiment.evaluate_with.id
+
+    @property
+    def configs(self) -> list[str]:
+        return [self.paths.config(job) for job in self.experiment.jobs]
+
+    @property
+    def rows(self) -> list[str]:
+        """All that `collect` reads."""
+        return [
+            path
+            for job in self.experiment.jobs
+            for path in (
+                self.paths.training(job),
+                self.paths.weights(job),
+                self.paths.evaluation(job, self.judging),
+            )
+        ]
+
+    @property
+    def data_sets(self) -> list[str]:
+        return sorted({repr(config.data) for config in self.experiment.jobs.values()})
+
+    @property
+    def farewell(self) -> str:
+        """The last lines of a run: where to look."""
+        store = self.paths.mlflow
+        return (
+            f"\nThe report: {self.paths.report(self.name)}\n"
+            f"MLflow:     mlflow ui --backend-store-uri {store}    (then open http://127.0.0.1:5000)\n"
+        )
+
+
+def _relative(file: str) -> str:
+    """Snakemake hands over absolute paths; one below the working directory is shown as typed."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else file
