@@ -5,7 +5,8 @@ snakemake --cores all --configfile pipeline/experiments/X.yaml   another one
 snakemake --cores all --config results=DIR data=DIR device=cpu   how it is run: changes no number's name
 
 What may not make a job run again (where files lie, the device) stands under `resources`, whose change Snakemake
-ignores; a config.json is `ancient`, since its path holds the hash of what it says.
+ignores; a config.json is `ancient`, since its path holds the hash of what it says, and `describe` has no input, since a
+rule that runs hides what `ancient` readers of its output have to do.
 """
 
 from pipeline.run import Run
@@ -15,6 +16,7 @@ R = Run.of(config, workflow.overwrite_configfiles)
 
 wildcard_constraints:
     job="[^/]+",
+    source="[^/]+",
 
 
 localrules:
@@ -37,8 +39,6 @@ rule all:
 
 
 rule describe:
-    input:
-        ancient(R.file),
     output:
         R.configs,
     log:
@@ -46,32 +46,31 @@ rule describe:
     conda:
         "envs/environment.yaml"
     resources:
+        experiment=R.file,
         results=R.paths.root,
     shell:
-        "exec python -m pipeline.plan {input} --write --results {resources.results} 2> {log}"
+        "exec python -m pipeline.plan {resources.experiment} --write --results {resources.results} 2> {log}"
 
 
 rule data:
-    input:
-        ancient(R.file),
     output:
-        R.paths.data(R.name),
+        R.paths.data("{source}"),
     log:
-        R.paths.log("data", R.name),
+        R.paths.log("data", "{source}"),
     conda:
         "envs/environment.yaml"
     resources:
         data=R.data,
     params:
-        sets=R.data_sets,
+        arguments=R.data_arguments,
     shell:
-        "exec python -m pipeline.data {input} --data {resources.data} --output {output} 2> {log}"
+        "exec python -m pipeline.data {params.arguments} --root {resources.data} --output {output} > {log} 2>&1"
 
 
 rule train:
     input:
         config=ancient(R.paths.config("{job}")),
-        data=ancient(R.paths.data(R.name)),
+        data=ancient(R.data_of),
     output:
         model=R.paths.model("{job}"),
         training=R.paths.training("{job}"),
@@ -86,12 +85,11 @@ rule train:
         device=R.device,
     shell:
         "exec python -m pipeline.train {input.config} --data {resources.data}"
-        " --device {resources.device} --threads {threads} 2>> {log}"
+        " --device {resources.device} --threads {threads} --stop-with-parent 2>> {log}"
 
 
 rule evaluate:
     input:
-        experiment=ancient(R.file),
         config=ancient(R.paths.config("{job}")),
         model=R.paths.model("{job}"),
     output:
@@ -102,17 +100,17 @@ rule evaluate:
         "envs/environment.yaml"
     threads: 1
     resources:
+        experiment=R.file,
         data=R.data,
         device=R.device,
     shell:
-        "exec python -m pipeline.evaluate {input.experiment} {input.config} --data {resources.data}"
+        "exec python -m pipeline.evaluate {resources.experiment} {input.config} --data {resources.data}"
         " --device {resources.device} --threads {threads} 2> {log}"
 
 
 rule collect:
     input:
         R.rows,
-        experiment=ancient(R.file),
     output:
         table=R.paths.table(R.name),
         curves=R.paths.curves(R.name),

@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torchdiffeq
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -182,6 +181,8 @@ class _Adaptive:
         return Solution(h, reached, self.num_evals, accepted, self.num_rejected, t, stopped)
 
     def _solve_piece(self, piece: _Piece, h: Tensor) -> Tensor:
+        import torchdiffeq  # here, since it imports much of scipy: a second that fixed-step jobs need not pay
+
         piece.state, piece.time = h, piece.start
         times = torch.tensor([piece.start, piece.end], dtype=torch.float64, device=h.device)
         settings = {"rtol": self.solver.rtol, "atol": self.solver.atol, "method": self.solver.method}

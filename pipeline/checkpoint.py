@@ -49,7 +49,8 @@ def load(path: str | Path, config: JobConfig) -> dict[str, Any] | None:
 def save_model(path: str | Path, config: JobConfig, network: nn.Module) -> None:
     """The weights, and the job's config as metadata: the file alone says what it is."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    replace_file(path, safetensors.torch.save(weights, {"config": json.dumps(canonical(config)), "format": "pt"}))
+    metadata = {"config": json.dumps(canonical(config))}  # one entry: the order of several would be random
+    replace_file(path, safetensors.torch.save(weights, metadata))
 
 
 def load_model(path: str | Path, network: nn.Module) -> None:

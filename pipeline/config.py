@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from gode_core.bases import KNOTS, BSpline, exact
@@ -47,6 +48,7 @@ class DataConfig:
     def __post_init__(self):
         need(self.num_validation >= 0, "num_validation must be at least 0, got {}", self.num_validation)
         need(self.num_train is None or self.num_train > 0, "num_train must be at least 1, got {}", self.num_train)
+        need(self.split_seed >= 0, "split_seed must be at least 0, got {}", self.split_seed)
         need(len(self.mean) == len(self.std), "mean and std must be equally long, got {} and {}", self.mean, self.std)
         need(all(s > 0 for s in self.std), "std must be positive, got {}", self.std)
         if self.mean and self.name != "spheres":
@@ -60,13 +62,16 @@ class DataConfig:
         extras = (self.folder, self.image_size, self.num_classes)
         if self.name == "imagefolder":
             need(None not in extras, "imagefolder needs `folder`, `image_size` and `num_classes`")
+            need((self.image_size or 0) >= 1, "image_size must be at least 1, got {}", self.image_size)
+            need((self.num_classes or 0) >= 2, "num_classes must be at least 2, got {}", self.num_classes)
         else:
-            need(
-                extras == (None,) * 3, "folder, image_size and num_classes belong to imagefolder, not to {}", self.name
-            )
+            need(extras == (None,) * 3, "folder, image_size, num_classes belong to imagefolder, not to {}", self.name)
             most = DATA_SIZES[self.name][0]
             used = self.num_validation + (self.num_train or 1)
-            need(used <= most, "num_validation + num_train is {}, but {} has {} training images", used, self.name, most)
+            need(used <= most, "num_validation and num_train take at least {} of {}'s {} images", used, self.name, most)
+        if self.crop_mode == "reflect":
+            least = min(self.shape[1:])
+            need(self.crop_padding < least, "reflect needs crop_padding below {}, got {}", least, self.crop_padding)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,6 +85,13 @@ class DataConfig:
             "cifar100": (3, 32, 32),
             "imagefolder": (3, size, size),
         }[self.name]
+
+    @property
+    def source(self) -> str:
+        """Names the images themselves, however they are split: `mnist`, `spheres2`."""
+        folder = "-".join(c for c in (self.folder or "").split("/") if c)
+        parts = (self.name + str(self.dimension or ""), folder, str(self.image_size or ""))
+        return "-".join(part for part in parts if part)
 
     @property
     def classes(self) -> int:
@@ -103,6 +115,8 @@ class BasisConfig:
     knots: Literal["clamped", "unclamped"] | tuple[str, ...] = "clamped"  # or the interior knots, clamped
 
     def __post_init__(self):
+        if not isinstance(self.knots, str):  # 0.5 and 1/2 are one knot, and one id
+            object.__setattr__(self, "knots", tuple(str(exact(k)) for k in self.knots))
         self.build()
 
     def build(self) -> BSpline:
@@ -112,12 +126,8 @@ class BasisConfig:
 
     @property
     def label(self) -> str:
-        knots = (
-            {"clamped": "", "unclamped": "-unclamped"}.get(self.knots, "-knots")
-            if isinstance(self.knots, str)
-            else "-knots"
-        )
-        return f"{self.num_coefficients}c-degree{self.degree}{knots}"
+        kind = self.knots if isinstance(self.knots, str) else "knots"
+        return f"{self.num_coefficients}c-degree{self.degree}" + ("" if kind == "clamped" else f"-{kind}")
 
 
 @dataclass(frozen=True)
@@ -179,14 +189,10 @@ class TrainConfig:
     record_every: int = 1  # epochs between two records (and validations)
 
     def __post_init__(self):
-        parse_solver(self.solver)
-        adaptive = not isinstance(self.parsed_solver, Fixed)
-        need(self.gradient != "adjoint" or adaptive, "gradient `adjoint` needs an adaptive solver, got {}", self.solver)
-        need(
-            self.gradient != "checkpoint" or not adaptive,
-            "gradient `checkpoint` needs a fixed-step solver, got {}",
-            self.solver,
-        )
+        object.__setattr__(self, "solver", str(self.parsed_solver))  # rk4@08 and rk4@8 are one solver, and one id
+        adaptive, gradient = not isinstance(self.parsed_solver, Fixed), self.gradient
+        need(adaptive or gradient != "adjoint", "gradient `adjoint` needs an adaptive solver, got {}", self.solver)
+        need(not adaptive or gradient != "checkpoint", "gradient `checkpoint` needs fixed steps, got {}", self.solver)
         for name in ("epochs", "batch_size", "record_every"):
             need(getattr(self, name) >= 1, "{} must be at least 1, got {}", name, getattr(self, name))
         need(self.lr > 0, "lr must be positive, got {}", self.lr)
@@ -198,9 +204,8 @@ class TrainConfig:
         increasing = all(a < b for a, b in zip((0, *self.milestones), self.milestones))
         need(increasing, "milestones must increase from 1 on, got {}", self.milestones)
         need(0 < self.decay <= 1, "decay must lie in (0, 1], got {}", self.decay)
-        need(
-            0 <= self.warmup_epochs <= self.epochs, "warmup_epochs must lie in [0, epochs], got {}", self.warmup_epochs
-        )
+        warm = self.warmup_epochs
+        need(0 <= warm <= self.epochs, "warmup_epochs must lie in [0, epochs], got {}", warm)
         need(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1), got {}", self.label_smoothing)
         need(self.clip_norm is None or self.clip_norm > 0, "clip_norm must be positive, got {}", self.clip_norm)
 
@@ -219,30 +224,20 @@ class JobConfig:
     seed: int = 0
 
     def __post_init__(self):
-        model, solver = self.model, self.train.parsed_solver
+        model, solver, least = self.model, self.train.parsed_solver, self.data.shape[0]
+        need(self.seed >= 0, "seed must be at least 0, got {}", self.seed)
         if model.family == "resnet":
             euler = isinstance(solver, Fixed) and solver.method == "euler"
             need(euler, "a resnet is trained with `euler@N`, N its number of blocks, got {}", self.train.solver)
         if model.network == "raw":
             pad = model.pad_channels
-            need(
-                pad is None or pad >= self.data.shape[0], "model: pad_channels must be at least {}", self.data.shape[0]
-            )
+            need(pad is None or pad >= least, "model: pad_channels must be at least {}, got {}", least, pad)
         else:
-            need(
-                len(self.data.shape) == 3,
-                "model: network {} needs images, {} are points",
-                model.network,
-                self.data.name,
-            )
-        size = self.data.train_size
-        too_large = self.train.drop_last and size is not None and self.train.batch_size > size
-        need(
-            not too_large,
-            "train: batch_size {} with drop_last leaves no batch of {} images",
-            self.train.batch_size,
-            size,
-        )
+            points = len(self.data.shape) != 3
+            need(not points, "model: network {} needs images, {} are points", model.network, self.data.name)
+        size, batch = self.data.train_size, self.train.batch_size
+        too_large = self.train.drop_last and size is not None and batch > size
+        need(not too_large, "train: batch_size {} with drop_last leaves no batch of {} images", batch, size)
 
     @property
     def basis(self) -> BSpline:
@@ -274,8 +269,16 @@ def canonical(config: Any) -> dict[str, Any]:
 
 
 def digest(data: dict[str, Any]) -> str:
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Ten hexadecimal digits of a hash of plain data; the order of keys does not matter."""
+    text = json.dumps(_alike(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _alike(data: Any) -> Any:
+    """Equal numbers as one text: 1.0 as 1, -0.0 as 0."""
+    if isinstance(data, dict | list):
+        return {k: _alike(v) for k, v in data.items()} if isinstance(data, dict) else [_alike(v) for v in data]
+    return int(data) if isinstance(data, float) and data.is_integer() else data
 
 
 def job_id(config: JobConfig) -> str:
@@ -288,3 +291,17 @@ def job_id(config: JobConfig) -> str:
 def read_job(data: Any, where: str) -> JobConfig:
     """A JobConfig from plain data (a config.json, say). Raises ValueError."""
     return read_dataclass(JobConfig, data, where)
+
+
+def load_job(path: str | Path, job: str) -> JobConfig:
+    """The JobConfig in a job's config.json. Raises ValueError unless it is whole and hashes to the job's id."""
+    try:
+        data = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such job; `python -m pipeline.plan EXPERIMENT --write` writes it") from None
+    except ValueError:
+        raise ValueError(f"{path}: not JSON (cut off?); delete it, and Snakemake writes it again") from None
+    config = read_job(data, str(path))
+    if job_id(config) != job:
+        raise ValueError(f"{path}: holds the job {job_id(config)}, not {job}; was it edited?")
+    return config

@@ -7,8 +7,10 @@ No torch here: the Snakefile reads this module, in every job of a cluster too.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ import yaml
 
 from gode_core.solvers import parse_solver
 from pipeline.config import JobConfig, canonical, digest, job_id, read_job
+from pipeline.paths import DEFAULT_EXPERIMENT
 from pipeline.reading import need, read_dataclass, unknown_key
 
 
@@ -30,10 +33,8 @@ class Judging:
     max_steps: int = 1000  # attempted steps of an adaptive solver before it is given up
 
     def __post_init__(self):
-        for solver in self.solvers:
-            parse_solver(solver)
-        printed = [str(parse_solver(s)) for s in self.solvers]
-        twice = sorted({s for s in printed if printed.count(s) > 1})
+        object.__setattr__(self, "solvers", tuple(str(parse_solver(s)) for s in self.solvers))  # one name each
+        twice = sorted({s for s in self.solvers if self.solvers.count(s) > 1})
         need(not twice, "solvers: {} stands twice", ", ".join(twice))
         need(len(self.solvers) > 0, "solvers: at least one is needed")
         need(self.batch_size >= 1, "batch_size must be at least 1, got {}", self.batch_size)
@@ -65,20 +66,28 @@ def load_experiment(path: str | Path) -> Experiment:
     for key in ("question", "job", "evaluate_with"):
         if key not in raw:
             raise ValueError(f"{where}: `{key}` is missing. Known keys: {', '.join(known)}.")
-    name = raw.get("name", Path(path).stem)
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"{where}: name: letters, digits, `-` and `_` are allowed, got {name!r}")
+    name, question = raw.get("name", Path(path).stem), raw["question"]
+    if not isinstance(name, str) or not re.fullmatch(r"[\w][\w-]*", name):
+        raise ValueError(f"{where}: name: must be text of letters, digits, `-` and `_`, got {name!r}")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"{where}: question: must be text, got {question!r}")
     jobs: dict[str, JobConfig] = {}
     chosen: dict[str, str] = {}
-    for choice, data in expand(raw["job"], raw.get("sweep") or {}, where):
+    for choice, data in expand(raw["job"], {} if raw.get("sweep") is None else raw["sweep"], where):
         place = f"{where}: job with {choice}" if choice else f"{where}: job"
         config = read_job(data, place)
         key = job_id(config)
         if key in jobs:
-            raise ValueError(f"{place}: equals the job with {chosen[key] or 'no change'}; each job may stand once")
+            raise ValueError(f"{place}: equals the job with {chosen[key]}; each job may stand once")
         jobs[key], chosen[key] = config, choice
     judging = read_dataclass(Judging, raw["evaluate_with"], f"{where}: evaluate_with")
-    return Experiment(name, str(raw["question"]).strip(), jobs, judging)
+    unseen = [key for key, config in jobs.items() if config.data.num_validation == 0]
+    if judging.split == "validation" and unseen:
+        raise ValueError(
+            f"{where}: evaluate_with: the split `validation` needs `num_validation` in the data of each job; "
+            f"{unseen[0]} has none"
+        )
+    return Experiment(name, question.strip(), jobs, judging)
 
 
 def expand(base: Any, sweep: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
@@ -119,18 +128,30 @@ def _merged(base: Any, over: Any) -> Any:
 class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice: YAML would quietly take the last."""
 
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ValueError(f"line {node.start_mark.line + 1}: `{twice[0]}` stands twice")
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        seen = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: `{key.value}` stands twice")
+            seen.append(key.value)
+        return node
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(), Loader=_Loader)
+        with open(path, encoding="utf-8") as file:
+            raw = yaml.load(file, Loader=_Loader)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such experiment file") from None
+        shipped = Path(DEFAULT_EXPERIMENT)
+        beside = {p.stem: p for folder in (shipped.parent, path.parent) for p in folder.glob("*.yaml")}
+        near = difflib.get_close_matches(path.stem, beside, n=1)
+        hint = f"Did you mean `{beside[near[0]]}`?" if near else f"An example is `{shipped}`."
+        raise ValueError(f"{path}: no such experiment file. {hint}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as an experiment file: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: an experiment file is UTF-8 text, and this is not") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

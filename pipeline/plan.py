@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
+from pathlib import Path
 
 from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Solver
 from pipeline import stage
@@ -49,25 +51,30 @@ def describe(experiment: Experiment) -> str:
         lines.append(f"{number:>18}  {key}")
     known = [evals for _, _, evals in counted if evals is not None]
     judging = experiment.evaluate_with
+    solvers = ", ".join(judging.solvers)
     total = f"{sum(known):,}" + (" and more" if len(known) < len(counted) else "")
     lines += [
         "",
         f"{len(counted)} jobs, {total} field evaluations in training (forward passes over a batch; `~` is a guess).",
-        f"Each is judged on the {judging.split} split with {len(judging.solvers)} solvers: {', '.join(judging.solvers)}",
+        f"Each is judged on the {judging.split} split with {len(judging.solvers)} solvers: {solvers}",
     ]
     return "\n".join(lines)
 
 
 def write_configs(experiment: Experiment, paths: Paths) -> None:
-    """config.json of every job: resolved and complete. A job can be run again from its folder alone."""
+    """config.json of every job: resolved and complete. A job can be run again from its folder alone.
+    One that says the same already is left alone: a newer one would make Snakemake train again."""
     for key, config in experiment.jobs.items():
-        replace_file(paths.config(key), (json.dumps(canonical(config), indent=1) + "\n").encode())
+        path, content = Path(paths.config(key)), (json.dumps(canonical(config), indent=1) + "\n").encode()
+        if not path.is_file() or path.read_bytes() != content:
+            replace_file(path, content)
 
 
 def main(arguments: argparse.Namespace) -> None:
     experiment = load_experiment(arguments.experiment)
     if arguments.write:
         write_configs(experiment, Paths(arguments.results))
+        logging.info("%d jobs: each has its config.json in %s/jobs", len(experiment.jobs), arguments.results)
     else:
         print(describe(experiment))
 

@@ -5,8 +5,10 @@ An error names the place, what was found, what is allowed and what was probably 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from functools import lru_cache
@@ -43,7 +45,7 @@ def need(condition: bool, message: str, *values: Any) -> None:
 
 def unknown_key(key: Any, known: list[str]) -> str:
     """The sentence for a key that does not exist."""
-    near = difflib.get_close_matches(str(key), known, n=1)
+    near = difflib.get_close_matches(str(key).lower(), known, n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
     return f"unknown key `{key}`.{hint} Known keys: {', '.join(sorted(known))}."
 
@@ -61,7 +63,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return _read_union(args, value, where)
     if origin is Literal:
         if value not in args:
-            near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
+            near = difflib.get_close_matches(str(value).lower(), [str(a) for a in args], n=1)
             hint_text = f" Did you mean `{near[0]}`?" if near else ""
             raise ValueError(f"{where}: `{value}` is not known.{hint_text} Allowed: {', '.join(map(str, args))}.")
         return value
@@ -83,16 +85,12 @@ def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _read_scalar(hint: type, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, str):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-3 (no point) as text
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, str | int) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)  # YAML 1.1 reads 1e-3 (no point) as text
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if type(value) is not hint:
+    if type(value) is not hint or (isinstance(value, float) and not math.isfinite(value)):
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         raise ValueError(f"{where}: must be {words[hint]}, got {value!r}")
     return value

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class TrainingRecord:
     validation_loss: float | None  # None without validation images
     validation_accuracy: float | None
     num_evals: float  # field evaluations per solve (forward), mean over the epoch's batches
-    status: Status  # nonfinite: training stopped in this epoch; the model holds the last finite epoch's weights
+    status: Status  # other than ok: training stopped before the step whose solve, loss or gradient was not finite
 
 
 @dataclass(frozen=True)
@@ -112,30 +113,37 @@ def read_records(cls: type[R], path: str | Path) -> list[R]:
     """Rows of one kind. Raises ValueError with the line for a row that is cut off or has other columns."""
     names = {f.name for f in dataclasses.fields(cls)}
     records = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or no text
             raise ValueError(
                 f"{path}:{number}: a broken row (cut off?); delete the file to have it made again"
             ) from None
         if not isinstance(row, dict) or set(row) != names:
-            raise ValueError(f"{path}:{number}: not a {cls.__name__}; delete the file to have it made again")
+            other = ", ".join(sorted(names ^ set(row))) if isinstance(row, dict) else "no columns"
+            raise ValueError(
+                f"{path}:{number}: not a {cls.__name__} (missing or unknown: {other}); "
+                "delete the file to have it made again"
+            )
         records.append(cls(**row))
     return records
 
 
 def replace_file(path: str | Path, content: bytes) -> None:
-    """Write beside, flush to disk, then replace. On failure the old file stands and nothing is left beside it."""
+    """Write beside, flush to disk, then replace. On failure the old file stands and nothing is left beside it.
+    An OSError names `path`, whichever call failed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")  # pids of two machines may be equal
     try:
         with open(beside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise

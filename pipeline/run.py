@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,9 +72,21 @@ class Run:
             )
         ]
 
-    @property
-    def data_sets(self) -> list[str]:
-        return sorted({repr(config.data) for config in self.experiment.jobs.values()})
+    def data_of(self, wildcards: Any) -> str:
+        """The proof that a job's data set was seen, whole."""
+        return self.paths.data(self.experiment.jobs[wildcards.job].data.source)
+
+    def data_arguments(self, wildcards: Any) -> str:
+        """For `python -m pipeline.data`: the data set of that name, and what belongs to it."""
+        data = next(c.data for c in self.experiment.jobs.values() if c.data.source == wildcards.source)
+        options = {
+            "--dimension": data.dimension,
+            "--folder": data.folder,
+            "--image-size": data.image_size,
+            "--num-classes": data.num_classes,
+        }
+        given = [f"{option} {shlex.quote(str(value))}" for option, value in options.items() if value is not None]
+        return " ".join([data.name, *given])
 
     @property
     def farewell(self) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable
 
 BAD_INPUT = 2
+READER_LEFT = 141  # as the shell says it: `| head` has seen enough
 NOT_FINISHED = 85  # interrupted after a checkpoint: the same command goes on
 
 
@@ -19,6 +21,10 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     arguments = parser.parse_args()
     try:
         code = main(arguments) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print is wanted no more
+        code = READER_LEFT
     except (ValueError, OSError) as error:
         if os.environ.get("GODE_TRACEBACK"):
             raise
@@ -35,8 +41,6 @@ def _one_line(error: ValueError | OSError) -> str:
 
 
 def _advice(error: OSError) -> str:
-    import errno
-
     return {
         errno.ENOSPC: "; free some space, then run the same command: it goes on from the last checkpoint",
         errno.EDQUOT: "; your quota is spent: free some space, then run the same command",

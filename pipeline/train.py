@@ -130,10 +130,17 @@ def main(arguments: argparse.Namespace) -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda received, _frame: asked.append(received))
+    parent = os.getppid()
+
+    def should_stop() -> bool:
+        if arguments.stop_with_parent and os.getppid() != parent:
+            asked.append(signal.SIGHUP)
+        return bool(asked)
+
     run = RunSettings(
         arguments.data, arguments.device, arguments.compile, arguments.checkpoint_seconds, arguments.checkpoint_epochs
     )
-    finished = train(config, job, paths, run, should_stop=lambda: bool(asked))
+    finished = train(config, job, paths, run, should_stop)
     if not finished:
         log.info("%s: checkpoint written; the same command goes on", signal.Signals(asked[0]).name)
     return 0 if finished else stage.NOT_FINISHED
@@ -145,6 +152,11 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="data", help="root of the data sets (default: data)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
     parser.add_argument("--threads", type=int, default=1, help="threads of this job (default: 1)")
+    parser.add_argument(
+        "--stop-with-parent",
+        action="store_true",
+        help="checkpoint and leave when the process that started this one is gone (a Snakemake that was killed)",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the solve (fixed-step solvers)")
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0, help="seconds between checkpoints")
     parser.add_argument(

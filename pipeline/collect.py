@@ -1,0 +1,172 @@
+"""All records of an experiment -> three tables, in long form.
+
+    table.csv      one row per (job, solver that it was judged with)
+    training.csv   one row per (job, epoch)
+    weights.csv    one row per (job, weight entry, depth)
+
+A job's parameters are columns, named by their dotted path (`model.basis.degree`): nothing is read out of names.
+
+python -m pipeline.collect pipeline/experiments/digits.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline import stage
+from pipeline.config import BasisConfig, JobConfig, load_job
+from pipeline.experiment import Experiment, Judging, load_experiment
+from pipeline.paths import DEFAULT_EXPERIMENT, Paths
+from pipeline.records import EvaluationRecord, TrainingRecord, WeightRecord, read_records, replace_file
+
+KINDS = {"training": TrainingRecord, "evaluation": EvaluationRecord, "weights": WeightRecord}
+RULES = {"training": "train", "evaluation": "evaluate", "weights": "train"}  # the rule that makes such rows again
+MAX_NAMED = 3  # jobs that one error names
+
+
+@dataclass(frozen=True)
+class Collected:
+    """One job with all its records."""
+
+    config: JobConfig
+    training: list[TrainingRecord]
+    evaluation: list[EvaluationRecord]
+    weights: list[WeightRecord]
+
+
+def collect(experiment: Experiment, paths: Paths, mix_code: bool = False) -> dict[str, pd.DataFrame]:
+    """The tables, by the path that each belongs to. Raises ValueError if a job's files are missing or not its own,
+    or if rows were made by different code and `mix_code` is false."""
+    _check_present(experiment, paths)
+    jobs = {job: _read(job, paths, experiment.evaluate_with) for job in experiment.jobs}
+    if not mix_code:
+        for kind in KINDS:
+            check_one_code(kind, (row for found in jobs.values() for row in getattr(found, kind)))
+    name = experiment.name
+    return {
+        paths.table(name): pd.DataFrame([row for job, found in jobs.items() for row in _table_rows(job, found)]),
+        paths.curves(name): _long(jobs, "training"),
+        paths.weight_paths(name): _long(jobs, "weights"),
+    }
+
+
+def check_one_code(kind: str, rows: Iterable[Any]) -> None:
+    """Raises ValueError if the `code` of the rows differs: they would be compared as if only the job differed."""
+    jobs: dict[str, dict[str, None]] = {}
+    for row in rows:
+        jobs.setdefault(row.code, {})[row.job] = None
+    if len(jobs) > 1:
+        common = sorted(jobs, key=lambda code: -len(jobs[code]))
+        made = "; ".join(f"{code} made those of {_named(list(jobs[code]))}" for code in common)
+        raise ValueError(
+            f"{kind} rows were made by different code: {made}. Make them again with `snakemake --forcerun "
+            f"{RULES[kind]}`, or accept the mixture with `--config mix_code=true` (here: --mix-code)"
+        )
+
+
+def flatten(config: JobConfig) -> dict[str, Any]:
+    """Every parameter of a job by its dotted path; lists as text. A job without a basis of its own has the
+    basis' columns, empty."""
+    flat = dict(_leaves(config, ""))
+    flat.pop("model.basis", None)
+    return flat | {f"model.basis.{f.name}": flat.get(f"model.basis.{f.name}") for f in dataclasses.fields(BasisConfig)}
+
+
+def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _check_present(experiment: Experiment, paths: Paths) -> None:
+    missing = {}
+    for job in experiment.jobs:
+        files = [paths.config(job), paths.training(job), paths.weights(job)]
+        files.append(paths.evaluation(job, experiment.evaluate_with.id))
+        if absent := [file for file in files if not Path(file).exists()]:
+            missing[job] = absent[0]
+    if missing:
+        raise ValueError(
+            f"{next(iter(missing.values()))}: no such file, and {len(missing)} of {len(experiment.jobs)} jobs are not "
+            f"trained and judged yet: {_named(list(missing))}. Run the experiment first (`snakemake` makes what lacks)"
+        )
+
+
+def _read(job: str, paths: Paths, judging: Judging) -> Collected:
+    config = load_job(paths.config(job), job)
+    files = dict(zip(KINDS, (paths.training(job), paths.evaluation(job, judging.id), paths.weights(job))))
+    rows = {kind: read_records(cls, files[kind]) for kind, cls in KINDS.items()}
+    for kind, file in files.items():
+        if strangers := {row.job for row in rows[kind]} - {job}:
+            raise ValueError(f"{file}: holds rows of the job {min(strangers)}; delete the file to have it made again")
+    if not rows["training"]:
+        raise ValueError(f"{files['training']}: holds no rows; delete the file to have it made again")
+    _check_solvers(rows["evaluation"], judging, files["evaluation"])
+    return Collected(config, **rows)
+
+
+def _check_solvers(rows: list[EvaluationRecord], judging: Judging, file: str) -> None:
+    asked, found = judging.solvers, [row.solver for row in rows]
+    if sorted(asked) != sorted(found):
+        lacking, extra = sorted(set(asked) - set(found)), sorted(set(found) - set(asked))
+        twice = sorted({solver for solver in found if found.count(solver) > 1})
+        wrong = {"lacks": lacking, "has, but was not asked for,": extra, "has twice": twice}
+        words = "; ".join(f"{verb} {', '.join(solvers)}" for verb, solvers in wrong.items() if solvers)
+        raise ValueError(f"{file}: {words}; delete the file to have it made again")
+
+
+def _table_rows(job: str, found: Collected) -> Iterator[dict[str, Any]]:
+    config, last = found.config, found.training[-1]
+    parameters = {"job": job, "label": config.label, "num_coefficients": config.basis.num_coefficients}
+    parameters |= flatten(config)
+    trained = {
+        "train_epoch": last.epoch,
+        "train_status": last.status,
+        "train_validation_accuracy": last.validation_accuracy,
+    }
+    for row in found.evaluation:
+        yield parameters | vars(row) | trained
+
+
+def _long(jobs: dict[str, Collected], kind: str) -> pd.DataFrame:
+    """The rows of one kind, each with its job's label, training solver and seed."""
+    named = ["label", "train.solver", "seed"]
+    names = [f.name for f in dataclasses.fields(KINDS[kind])]
+    rows = []
+    for found in jobs.values():
+        values = (found.config.label, str(found.config.train.parsed_solver), found.config.seed)
+        rows += [dict(zip(named, values)) | vars(row) for row in getattr(found, kind)]
+    return pd.DataFrame(rows, columns=["job", *named, *(name for name in names if name != "job")])
+
+
+def _named(jobs: list[str]) -> str:
+    rest = len(jobs) - MAX_NAMED
+    return ", ".join(jobs[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    experiment = load_experiment(arguments.experiment)
+    tables = collect(experiment, Paths(arguments.results), arguments.mix_code)
+    for path, table in tables.items():
+        # convert_dtypes: whole numbers stay whole beside empty cells (degree 3, not 3.0)
+        replace_file(path, table.convert_dtypes().to_csv(index=False).encode())
+        logging.info("%s: %d rows", path, len(table))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", nargs="?", default=DEFAULT_EXPERIMENT, help="an experiment file")
+    parser.add_argument("--results", default="results", help="root of the results (default: results)")
+    parser.add_argument("--mix-code", action="store_true", help="accept rows that were made by different code")
+    stage.run(main, parser)

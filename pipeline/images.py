@@ -1,0 +1,163 @@
+"""Images read from files: idx files (MNIST), CIFAR's batches, folders with a folder per class.
+
+Every reader gives pixels as uint8 and raises ValueError, beginning with the file, for what is not whole. No reader
+runs anything that a file says: CIFAR's batches are pickles, and are read without unpickling them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import math
+import os
+import pickletools
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.records import replace_file
+
+log = logging.getLogger(__name__)
+
+Part = Literal["train", "test"]
+CIFAR_SHAPE = (3, 32, 32)
+TEXT = {"SHORT_BINSTRING", "BINSTRING"}  # of Python 2, which wrote CIFAR's batches
+NUMBER = {"BININT1", "BININT2", "BININT"}
+DECODING = "Pillow, RGB, bilinear"  # part of the name of what is kept: another way of decoding is another file
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Bytes of the given shape, mapped into memory. An idx file is two zero bytes, the type (8: bytes), the number
+    of dimensions, each size as four bytes with the highest first, then the entries (MNIST's home page)."""
+    header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+    with open(path, "rb") as file:
+        found = file.read(len(header))
+    if found != header:
+        raise ValueError(f"{path}: its header does not announce {' x '.join(map(str, shape))} bytes in idx format")
+    size, wanted = path.stat().st_size, len(header) + math.prod(shape)
+    if size != wanted:
+        raise ValueError(f"{path}: has {size} bytes where its header announces {wanted} (cut off?)")
+    # mode "c": a private, writable view; torch warns of tensors over memory that is read-only
+    return torch.from_numpy(np.memmap(path, np.uint8, "c", len(header), shape))
+
+
+def read_cifar_batch(path: Path, label_key: str, count: int) -> tuple[Tensor, Tensor]:
+    """(images, labels) of one file of the official Python version: uint8 (count, 3, 32, 32) and int64 (count,).
+
+    The file is a pickled dictionary, {"data": array, label_key: [6, 9, ...], ...}. Unpickling would run whatever the
+    file says, so its instructions are only listed (`pickletools` carries none of them out): the pixels are the one
+    text of the right length, the labels the numbers between the text `label_key` and the next text.
+    """
+    pixels, labels, key, columns_first = None, [], None, False
+    try:
+        with open(path, "rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in TEXT and isinstance(argument, str):
+                    key = argument
+                    if len(argument) == count * math.prod(CIFAR_SHAPE):
+                        pixels = argument
+                elif opcode.name in NUMBER and key == label_key:
+                    labels.append(argument)
+                elif opcode.name in ("NEWTRUE", "NEWFALSE") and pixels is None:
+                    columns_first = opcode.name == "NEWTRUE"  # numpy's flag, just before the pixels
+    except ValueError as error:
+        raise ValueError(f"{path}: not a batch of CIFAR ({error})") from None
+    if pixels is None or len(labels) != count:
+        raise ValueError(f"{path}: not a batch of CIFAR: {count} images and labels `{label_key}` are expected")
+    entries = np.frombuffer(bytearray(pixels, "latin-1"), np.uint8)
+    rows = np.ascontiguousarray(entries.reshape((count, -1), order="F" if columns_first else "C"))
+    return torch.from_numpy(rows).view(count, *CIFAR_SHAPE), torch.tensor(labels)
+
+
+def read_folder(folder: Path, part: Part, image_size: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """(images, labels) of <folder>/<part>/<class>/*: uint8 (N, 3, image_size, image_size), mapped into memory, and
+    int64 (N,): the position of the class among the sorted names under <folder>/train.
+
+    Images are decoded once and kept in <folder>/.decoded-<image_size>/, in a file named by a digest of all names,
+    sizes and times of change: a changed folder has another name and is decoded again. Names with a leading dot are
+    no images. Raises ValueError for another layout and for an image that cannot be decoded.
+    """
+    classes = _class_names(folder, num_classes)
+    files = [
+        (f"{name}/{entry.name}", label)
+        for label, name in enumerate(classes)
+        for entry in os.scandir(folder / part / name)
+        if not entry.name.startswith(".")
+    ]
+    if not files:
+        raise ValueError(f"{folder / part}: holds no images")
+    # Classes mixed, by a digest of the name: an evaluation takes images in this order, and its batches should be alike.
+    files.sort(key=lambda file: hashlib.sha256(os.fsencode(file[0])).digest())
+    digest = hashlib.sha256(DECODING.encode())
+    for name, _ in files:
+        status = os.stat(folder / part / name)
+        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
+    kept = folder / f".decoded-{image_size}" / f"{part}-{digest.hexdigest()[:16]}.npy"
+    images = _decoded([folder / part / name for name, _ in files], kept, image_size)
+    return images, torch.tensor([label for _, label in files])
+
+
+def _class_names(folder: Path, num_classes: int) -> list[str]:
+    found = {}
+    for part in ("train", "test"):
+        if not (folder / part).is_dir():
+            raise ValueError(
+                f"{folder / part}: no such folder; images are expected as {folder}/train/<class>/* and "
+                f"{folder}/test/<class>/*"
+            )
+        found[part] = sorted(e.name for e in os.scandir(folder / part) if e.is_dir() and not e.name.startswith("."))
+    if len(found["train"]) != num_classes:
+        raise ValueError(
+            f"{folder / 'train'}: has {len(found['train'])} class folders, but num_classes is {num_classes}"
+        )
+    if found["test"] != found["train"]:
+        differing = ", ".join(sorted(set(found["train"]) ^ set(found["test"])))
+        raise ValueError(f"{folder}: train and test must have the same class folders; only one has: {differing}")
+    return found["train"]
+
+
+def _decoded(files: list[Path], kept: Path, size: int) -> Tensor:
+    """The images of `files`, from the file `kept`, which is made if it is not there or not whole."""
+    shape = (len(files), 3, size, size)
+    if (images := _mapped(kept, shape)) is not None:
+        return images
+    log.info("decoding %d images under %s", len(files), kept.parent.parent)
+    array = np.empty(shape, np.uint8)
+    for i, file in enumerate(files):
+        array[i] = _decode(file, size)
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    try:
+        replace_file(kept, content.getvalue())
+        for old in kept.parent.glob(f"{kept.name.split('-')[0]}-*.npy"):
+            if old != kept:
+                old.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("decoded images cannot be kept (%s): they are decoded again at every start", error)
+        return torch.from_numpy(array)
+    images = _mapped(kept, shape)
+    return torch.from_numpy(array) if images is None else images
+
+
+def _mapped(kept: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The array, or None where the file is missing, damaged or of another shape."""
+    try:
+        array = np.load(kept, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return torch.from_numpy(array) if array.dtype == np.uint8 and array.shape == shape else None
+
+
+def _decode(path: Path, size: int) -> np.ndarray:
+    """(3, size, size) bytes. An image of that size already is left as it is."""
+    try:
+        with Image.open(path) as image:
+            scaled = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, struct.error, EOFError, ...
+        raise ValueError(f"{path}: cannot be decoded as an image ({error}); mend or remove it") from None
+    return np.asarray(scaled).transpose(2, 0, 1)

@@ -1,0 +1,244 @@
+"""`collect` keeps every row and every parameter, and refuses what is not of one piece."""
+
+import csv
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gode_core.solvers import Fixed, parse_solver
+from pipeline.collect import collect
+from pipeline.config import JobConfig, canonical
+from pipeline.experiment import Experiment, load_experiment
+from pipeline.paths import DEFAULT_EXPERIMENT, Paths
+from pipeline.records import EvaluationRecord, TrainingRecord, WeightRecord, read_records, write_records
+
+EPOCHS, DEPTHS = 5, 9
+SMALL = """
+question: Does it hold?
+job:
+  data: {name: digits, num_validation: 144}
+  model: {network: raw, family: neural_ode, width: 16}
+  train: {solver: euler@4, optimiser: adam, lr: 5e-3, epochs: 5, batch_size: 64}
+sweep:
+  model: [{family: neural_ode}, {family: gode, basis: {degree: 1, num_coefficients: 3}}]
+  seed: [0, 1]
+evaluate_with: {solvers: [euler@4, euler@8, dopri5@1e-5]}
+"""
+
+
+def make_results(experiment: Experiment, paths: Paths, epochs: int = EPOCHS, depths: int = DEPTHS) -> None:
+    """The files of every job, as if trained and judged: accuracies fall with the distance between two solvers, most
+    for free weights. Seeded by the job's place."""
+    for place, (job, config) in enumerate(experiment.jobs.items()):
+        random = np.random.default_rng(place)
+        Path(paths.config(job)).parent.mkdir(parents=True, exist_ok=True)
+        Path(paths.config(job)).write_text(json.dumps(canonical(config)))
+        best = {"resnet": 0.965, "neural_ode": 0.935, "gode": 0.955}[config.model.family] + random.normal(0, 0.006)
+        rows = [_epoch(job, epoch, epochs, best, random, config) for epoch in range(1, epochs + 1)]
+        write_records(paths.training(job), rows)
+        judging = experiment.evaluate_with
+        found = [_judged(job, config, solver, best, random) for solver in judging.solvers]
+        write_records(paths.evaluation(job, judging.id), found)
+        write_records(paths.weights(job), _weights(job, config, random, depths))
+
+
+def _epoch(job: str, epoch: int, epochs: int, best: float, random, config: JobConfig) -> TrainingRecord:
+    accuracy = min(1, best - 0.85 * math.exp(-9 * epoch / epochs) + random.normal(0, 0.004))
+    solver = config.train.parsed_solver
+    evals = float(solver.num_evals) if isinstance(solver, Fixed) else 60.0
+    validation = accuracy if config.data.num_validation else None
+    return TrainingRecord(
+        job, "c0de", epoch, 20 * epoch, 0.005, 1.5 - accuracy, accuracy, validation, validation, evals, "ok"
+    )
+
+
+def _judged(job: str, config: JobConfig, solver: str, best: float, random) -> EvaluationRecord:
+    def error(text: str) -> float:
+        parsed = parse_solver(text)
+        return (1 / parsed.num_steps) ** parsed.tableau.order if isinstance(parsed, Fixed) else 0.0
+
+    parsed, own = parse_solver(solver), solver == config.train.solver
+    sensitive = {"resnet": 6.0, "neural_ode": 0.6, "gode": 1.5}[config.model.family]
+    gap = 0.0 if own else sensitive * abs(error(solver) - error(config.train.solver))
+    n = 360
+    correct = round(n * min(1, max(0.1, best - 0.85 * math.tanh(gap) ** 1.5 + (0 if own else random.normal(0, 0.004)))))
+    evals = float(parsed.num_evals) if isinstance(parsed, Fixed) else 60 + 12 * random.random()
+    accuracy, steps = correct / n, evals / 6
+    numbers = (accuracy, 4 * (1 - accuracy), 1 - math.tanh(gap), 9 * gap, 3 * gap, evals, steps, 0.0, 0.01)
+    return EvaluationRecord(job, "c0de", solver, "test", n, 0, *numbers, "ok")
+
+
+def _weights(job: str, config: JobConfig, random, depths: int) -> list[WeightRecord]:
+    rows = []
+    for entry in (0, 7, 14, 21):
+        coefficients = random.normal(0, 0.3, config.basis.num_coefficients)
+        for t in np.linspace(0, 1, depths):
+            rows.append(WeightRecord(job, "c0de", "conv2.weight", entry, t, float(config.basis.row(t) @ coefficients)))
+    return rows
+
+
+def change(path: str, cls, **values) -> None:
+    """Values of the last row of a file."""
+    rows = read_records(cls, path)
+    write_records(path, [*rows[:-1], dataclasses.replace(rows[-1], **values)])
+
+
+def run_stage(stage: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"pipeline.{stage}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def load(text: str, folder: Path, name: str = "small.yaml") -> Experiment:
+    path = folder / name
+    path.write_text(text)
+    return load_experiment(path)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Experiment, Paths]:
+    experiment, paths = load(SMALL, tmp_path), Paths(str(tmp_path / "results"))
+    make_results(experiment, paths)
+    return experiment, paths
+
+
+def tables(experiment: Experiment, paths: Paths, mix_code: bool = False) -> tuple[pd.DataFrame, ...]:
+    return tuple(collect(experiment, paths, mix_code).values())
+
+
+def test_every_record_becomes_one_row(tmp_path):
+    experiment, paths = load_experiment(DEFAULT_EXPERIMENT), Paths(str(tmp_path))
+    make_results(experiment, paths)
+    table, training, weights = tables(experiment, paths)
+    jobs = len(experiment.jobs)
+    assert len(table) == jobs * len(experiment.evaluate_with.solvers)
+    assert len(training) == jobs * EPOCHS
+    assert len(weights) == jobs * 4 * DEPTHS
+    assert not table.duplicated(["job", "solver"]).any()
+    for frame in (table, training, weights):
+        assert {"job", "label", "train.solver", "seed"} < set(frame)
+
+
+def test_a_row_holds_the_jobs_parameters_the_record_and_the_end_of_the_training(small):
+    experiment, paths = small
+    table = tables(experiment, paths)[0]
+    for job, config in experiment.jobs.items():
+        judged = read_records(EvaluationRecord, paths.evaluation(job, experiment.evaluate_with.id))
+        last = read_records(TrainingRecord, paths.training(job))[-1]
+        for record in judged:
+            row = table[(table["job"] == job) & (table["solver"] == record.solver)].iloc[0]
+            assert {name: row[name] for name in vars(record)} == vars(record)
+            assert (row["train.lr"], row["seed"], row["label"]) == (config.train.lr, config.seed, config.label)
+            assert row["num_coefficients"] == config.basis.num_coefficients
+            assert row["train_validation_accuracy"] == last.validation_accuracy
+            assert (row["train_epoch"], row["train_status"]) == (last.epoch, last.status)
+
+
+def test_each_parameter_has_a_column_also_those_of_a_basis_that_no_job_has(tmp_path):
+    text = SMALL.replace(
+        "  model: [{family: neural_ode}, {family: gode, basis: {degree: 1, num_coefficients: 3}}]\n", ""
+    )
+    experiment, paths = load(text, tmp_path), Paths(str(tmp_path))
+    make_results(experiment, paths)
+    columns = set(tables(experiment, paths)[0])
+    config = next(iter(experiment.jobs.values()))
+    for part in ("data", "model", "train"):
+        names = {f"{part}.{f.name}" for f in dataclasses.fields(getattr(config, part))} - {"model.basis"}
+        assert names <= columns
+    assert {f"model.basis.{name}" for name in ("kind", "degree", "num_coefficients", "knots")} <= columns
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation", "weights"])
+def test_rows_of_different_code_are_refused_unless_told_to_mix(small, kind):
+    experiment, paths = small
+    job = list(experiment.jobs)[2]
+    path, cls = {
+        "training": (paths.training(job), TrainingRecord),
+        "evaluation": (paths.evaluation(job, experiment.evaluate_with.id), EvaluationRecord),
+        "weights": (paths.weights(job), WeightRecord),
+    }[kind]
+    change(path, cls, code="0ther")
+    with pytest.raises(ValueError, match=rf"{kind} rows .*c0de.*0ther made those of {job}.*--forcerun.*mix_code=true"):
+        collect(experiment, paths)
+    assert len(tables(experiment, paths, mix_code=True)[0]) == 12
+
+
+def test_training_and_judging_may_come_from_two_codes(small):
+    """A change to the evaluation alone asks for no new training."""
+    experiment, paths = small
+    for job in experiment.jobs:
+        path = paths.training(job)
+        write_records(path, [dataclasses.replace(row, code="older") for row in read_records(TrainingRecord, path)])
+    assert set(tables(experiment, paths)[1]["code"]) == {"older"}
+
+
+def test_rows_of_another_job_are_refused(small):
+    experiment, paths = small
+    first, second = list(experiment.jobs)[:2]
+    change(paths.training(first), TrainingRecord, job=second)
+    with pytest.raises(ValueError, match=f"{first}/training.jsonl: holds rows of the job {second}"):
+        collect(experiment, paths)
+
+
+@pytest.mark.parametrize(
+    ("solver", "words"), [("rk4@3", "lacks dopri5@1e-5; has, but was not asked for, rk4@3"), ("euler@8", "has twice")]
+)
+def test_other_solvers_than_asked_are_refused(small, solver, words):
+    experiment, paths = small
+    change(paths.evaluation(next(iter(experiment.jobs)), experiment.evaluate_with.id), EvaluationRecord, solver=solver)
+    with pytest.raises(ValueError, match=words):
+        collect(experiment, paths)
+
+
+def test_a_config_that_was_changed_by_hand_is_refused(small):
+    experiment, paths = small
+    path = Path(paths.config(next(iter(experiment.jobs))))
+    path.write_text(path.read_text().replace("0.005", "0.5"))
+    with pytest.raises(ValueError, match="holds the job"):
+        collect(experiment, paths)
+
+
+def test_a_job_that_is_not_finished_is_named(small):
+    experiment, paths = small
+    job = list(experiment.jobs)[3]
+    Path(paths.training(job)).unlink()
+    with pytest.raises(ValueError, match=f"1 of 4 jobs are not trained and judged yet: {job}"):
+        collect(experiment, paths)
+
+
+def test_a_training_without_rows_is_refused(small):
+    experiment, paths = small
+    Path(paths.training(next(iter(experiment.jobs)))).write_text("")
+    with pytest.raises(ValueError, match="holds no rows"):
+        collect(experiment, paths)
+
+
+def test_the_files_hold_the_numbers_exactly_and_an_error_leaves_them_alone(small, tmp_path):
+    experiment, paths = small
+    done = run_stage("collect", tmp_path / "small.yaml", "--results", paths.root)
+    assert done.returncode == 0, done.stderr
+    with open(paths.table("small")) as file:
+        written = list(csv.DictReader(file))
+    for column in ("accuracy", "loss", "train_validation_accuracy"):
+        assert [float(row[column]) for row in written] == list(tables(experiment, paths)[0][column])
+    before = Path(paths.table("small")).read_bytes()
+    assert b",3.0," not in before  # the number of coefficients stays whole beside the empty cells
+    change(paths.training(next(iter(experiment.jobs))), TrainingRecord, code="0ther")
+    refused = run_stage("collect", tmp_path / "small.yaml", "--results", paths.root)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: training rows")
+    assert refused.stderr.count("\n") == 1
+    assert Path(paths.table("small")).read_bytes() == before
+    assert run_stage("collect", tmp_path / "small.yaml", "--results", paths.root, "--mix-code").returncode == 0
+
+
+@pytest.mark.parametrize("stage", ["collect", "report"])
+def test_no_torch_is_imported(stage):
+    code = f"import sys, pipeline.{stage}; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

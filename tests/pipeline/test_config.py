@@ -1,0 +1,263 @@
+"""What a job may be, and how mistakes in one are answered."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import string
+import typing
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gode_core.bases import BASES, KNOTS, clamped
+from pipeline.config import BasisConfig, JobConfig, canonical, job_id, load_job, read_job
+
+JOB: dict[str, Any] = {
+    "data": {"name": "digits"},
+    "model": {"network": "raw", "family": "gode", "width": 8, "basis": {"degree": 1, "num_coefficients": 4}},
+    "train": {"solver": "rk4@4", "epochs": 2, "batch_size": 64, "optimiser": "sgd", "lr": 0.1},
+}
+SPHERES = {"data": {"name": "spheres", "dimension": 2}}
+FOLDER = {"data.name": "imagefolder", "data.folder": "birds", "data.image_size": 32, "data.num_classes": 5}
+STEM = {"model.network": "stem", "model.field": "preactivation"}
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    """The data of `JOB` with some places changed: job(**{"train.lr": 0.2}). `...` leaves the place out."""
+    data = deepcopy(JOB)
+    for path, value in changes.items():
+        *sections, name = path.split(".")
+        section = data
+        for key in sections:
+            section = section[key]
+        section[name] = value
+        if value is ...:
+            del section[name]
+    return data
+
+
+def refusal(data: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        read_job(data, "x.yaml: job")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "meant"),
+    [
+        ("trian", "x.yaml: job", "train"),
+        ("data.num_validaton", "x.yaml: job: data", "num_validation"),
+        ("model.num_group", "x.yaml: job: model", "num_groups"),
+        ("model.basis.num_coefs", "x.yaml: job: model: basis", "num_coefficients"),
+        ("train.optimizer", "x.yaml: job: train", "optimiser"),
+    ],
+)
+def test_a_misspelt_key_is_answered_with_its_place_the_key_meant_and_the_known_keys(path, place, meant):
+    text = refusal(job(**{path: 1}))
+    assert text.startswith(f"{place}: unknown key `{path.split('.')[-1]}`. Did you mean `{meant}`? Known keys: ")
+    assert f" {meant}" in text.partition("Known keys:")[2]
+
+
+def test_a_key_like_no_other_is_answered_without_a_guess():
+    assert refusal(job(qqq=1)) == "x.yaml: job: unknown key `qqq`. Known keys: data, model, seed, train."
+
+
+@pytest.mark.parametrize("path", ["data", "data.name", "model.basis.degree", "train.lr"])
+def test_a_missing_key_is_named(path):
+    place = ": ".join(["x.yaml: job", *path.split(".")[:-1]])
+    assert refusal(job(**{path: ...})) == f"{place}: `{path.split('.')[-1]}` is missing"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "allowed"),
+    [
+        *[("model.width", value, "a whole number") for value in (1.5, 16.0, "16", True, None, [16], {})],
+        *[("train.lr", value, "a number") for value in ("fast", True, None, [0.1], {}, "", "nan", "inf", 10**400)],
+        *[("train.lr", value, "a number") for value in (float("nan"), float("inf"), float("-inf"))],
+        *[("data.flip", value, "true or false") for value in (0, 1, "true", None)],
+        *[("train.solver", value, "text") for value in (True, None, ["rk4@4"], {})],
+        *[("train.milestones", value, "a list") for value in (3, "3", None, {})],
+        *[("train.milestones", [2, value], "a whole number") for value in (2.5, True, "3")],
+        ("data.mean", ["grey"], "a number"),
+        *[(path, value, "a mapping") for path in ("data", "model.basis") for value in ("digits", 1, [1])],
+        *[("data.num_train", value, "a whole number") for value in (1.5, "all", False)],
+        ("train.clip_norm", True, "a number"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_answered_with_its_place_and_what_it_must_be(path, value, allowed):
+    text = refusal(job(**{path: value}))
+    assert text.startswith(f"x.yaml: job: {path.replace('.', ': ')}")
+    assert f"must be {allowed}, got " in text
+
+
+@pytest.mark.parametrize("data", [None, [], "job", 3])
+def test_a_job_that_is_no_mapping_is_refused(data):
+    assert refusal(data) == f"x.yaml: job: must be a mapping, got {data!r}"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "meant"),
+    [
+        ("data.name", "mnits", "mnist"),
+        ("model.family", "neural-ode", "neural_ode"),
+        ("model.basis.knots", "clampd", "clamped"),
+        ("train.optimiser", "adamW", "adamw"),
+        ("train.gradient", "adjiont", "adjoint"),
+        ("train.schedule", "multi-step", "multistep"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_name_meant_and_the_allowed_ones(path, value, meant):
+    text = refusal(job(**{path: value}))
+    place = path.replace(".", ": ")
+    assert text.startswith(f"x.yaml: job: {place}: `{value}` is not known. Did you mean `{meant}`? Allowed: ")
+    assert meant in text.partition("Allowed:")[2]
+
+
+@pytest.mark.parametrize("value", [1e-3, "1e-3", "0.001"])
+def test_a_number_may_be_written_as_yaml_reads_it(value):
+    """YAML 1.1 reads 1e-3, without a point, as text."""
+    assert read_job(job(**{"train.lr": value}), "").train.lr == 0.001
+
+
+@pytest.mark.parametrize(("value", "kind"), [(1, float), ("5", float), (0, float)])
+def test_whole_numbers_are_read_as_numbers(value, kind):
+    assert type(read_job(job(**{"train.weight_decay": value}), "").train.weight_decay) is kind
+
+
+# Each `need` of pipeline.config, once: the change, and what the answer says.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"data.num_validation": -1}, "data: num_validation must be at least 0, got -1"),
+    ({"data.num_train": 0}, "data: num_train must be at least 1, got 0"),
+    ({"data.split_seed": -1}, "data: split_seed must be at least 0, got -1"),
+    ({"data.mean": [0.5]}, "data: mean and std must be equally long"),
+    ({"data.mean": [0.5], "data.std": [0.0]}, "data: std must be positive"),
+    ({"data.mean": [0.5] * 3, "data.std": [0.2] * 3}, "data: mean needs one number per channel"),
+    ({"data.crop_padding": -1}, "data: crop_padding must be at least 0, got -1"),
+    ({"data.crop_padding": 8, "data.crop_mode": "reflect"}, "data: reflect needs crop_padding below 8, got 8"),
+    ({"data.name": "spheres"}, "data: spheres need `dimension: 2`, 3, 10 or 900, got None"),
+    ({"data.name": "spheres", "data.dimension": 4}, "data: spheres need `dimension: 2`, 3, 10 or 900, got 4"),
+    ({**{f"data.{k}": v for k, v in SPHERES["data"].items()}, "data.flip": True}, "data: spheres are points"),
+    ({"data.dimension": 2}, "data: dimension belongs to spheres, not to digits"),
+    *[({**FOLDER, f"data.{name}": ...}, "data: imagefolder needs") for name in ("folder", "image_size", "num_classes")],
+    ({**FOLDER, "data.image_size": 0}, "data: image_size must be at least 1, got 0"),
+    ({**FOLDER, "data.num_classes": 1}, "data: num_classes must be at least 2, got 1"),
+    *[
+        ({f"data.{name}": value}, "belong to imagefolder, not to digits")
+        for name, value in (("folder", ""), ("image_size", 0), ("num_classes", 10))
+    ],
+    ({"data.num_validation": 1437}, "data: num_validation and num_train take at least 1438 of digits's 1437 images"),
+    ({"data.num_validation": 437, "data.num_train": 1001}, "take at least 1438 of digits's 1437 images"),
+    ({"model.width": 0}, "model: width must be at least 1, got 0"),
+    ({"model.num_groups": 0}, "model: num_groups must be at least 1, got 0"),
+    ({"model.time_scale": 0}, "model: time_scale must be positive, got 0"),
+    ({"model.basis": ...}, "model: family gode needs a basis: {degree: 1, num_coefficients: 4}, say"),
+    ({"model.family": "neural_ode"}, "model: family neural_ode has no basis of its own"),
+    ({"model.family": "resnet"}, "model: family resnet has no basis of its own"),
+    ({"model.family": "resnet", "model.basis": ..., "model.vary": "kernels"}, "model: in a resnet all weights differ"),
+    ({"model.field": "preactivation"}, "model: network raw has the field `bottleneck`, got preactivation"),
+    ({"model.network": "stem"}, "model: network stem has the field `preactivation` or `concat_time`"),
+    ({**STEM, "model.pad_channels": 4}, "model: pad_channels belongs to the network raw, not to stem"),
+    ({"model.basis.degree": 4}, "model: basis: degree < number of coefficients is needed, got degree 4 and 4"),
+    ({"model.basis.degree": -1}, "model: basis: degree must be at least 0, got -1"),
+    ({"model.basis": {"degree": 0, "num_coefficients": 0, "knots": "unclamped"}}, "model: basis: 0 <= degree <"),
+    ({"model.basis.knots": ["1/2"]}, "model: basis: 4 coefficients of degree 1 have 2 interior knots, got 1"),
+    ({"model.basis.knots": [0.7, 0.2]}, "model: basis: interior knots must increase within (0, 1)"),
+    ({"model.basis.knots": ["1/2", "1/0"]}, "model: basis: cannot read the number `1/0`"),
+    ({"model.basis.knots": ["half", 0.7]}, "model: basis: cannot read the number `half`"),
+    ({"train.solver": "rk5@4"}, "train: solver `rk5@4`: unknown method `rk5`. Did you mean `rk4`?"),
+    ({"train.gradient": "adjoint"}, "train: gradient `adjoint` needs an adaptive solver, got rk4@4"),
+    (
+        {"train.gradient": "checkpoint", "train.solver": "dopri5@1e-3"},
+        "train: gradient `checkpoint` needs fixed steps, got dopri5@1e-3",
+    ),
+    *[({f"train.{n}": 0}, f"train: {n} must be at least 1, got 0") for n in ("epochs", "batch_size", "record_every")],
+    ({"train.lr": 0}, "train: lr must be positive, got 0"),
+    *[({"train.momentum": value}, "train: momentum must lie in [0, 1), got") for value in (-0.1, 1)],
+    ({"train.optimiser": "adam", "train.momentum": 0.9}, "train: momentum belongs to sgd, not to adam"),
+    ({"train.weight_decay": -1e-4}, "train: weight_decay must be at least 0, got -0.0001"),
+    ({"train.milestones": [1]}, "train: milestones belong to the schedule multistep"),
+    ({"train.schedule": "multistep"}, "train: the schedule multistep needs milestones"),
+    *[
+        ({"train.schedule": "multistep", "train.milestones": value}, "train: milestones must increase from 1 on, got")
+        for value in ([0], [2, 1], [1, 1], [-1])
+    ],
+    *[({"train.decay": value}, "train: decay must lie in (0, 1], got") for value in (0, 1.5)],
+    *[({"train.warmup_epochs": v}, "train: warmup_epochs must lie in [0, epochs], got") for v in (-1, 2.5)],
+    *[({"train.label_smoothing": v}, "train: label_smoothing must lie in [0, 1), got") for v in (-0.1, 1)],
+    ({"train.clip_norm": 0}, "train: clip_norm must be positive, got 0"),
+    ({"seed": -1}, "seed must be at least 0, got -1"),
+    ({"model.family": "resnet", "model.basis": ...}, "a resnet is trained with `euler@N`"),
+    (
+        {"model.family": "resnet", "model.basis": ..., "train.solver": "dopri5@1e-3"},
+        "a resnet is trained with `euler@N`, N its number of blocks, got dopri5@1e-3",
+    ),
+    ({"data.name": "cifar10", "model.pad_channels": 2}, "model: pad_channels must be at least 3, got 2"),
+    ({**STEM, **{f"data.{k}": v for k, v in SPHERES["data"].items()}}, "model: network stem needs images, spheres are"),
+    (
+        {"data.num_train": 50, "train.drop_last": True},
+        "train: batch_size 64 with drop_last leaves no batch of 50 images",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_no_job_can_be_is_refused_with_the_reason(changes, message):
+    text = refusal(job(**changes))
+    assert text.startswith("x.yaml: job: ")
+    assert message in text
+    assert "\n" not in text
+
+
+def test_each_need_is_met_by_a_case_above():
+    """So that no sentence of pipeline.config can be added untested."""
+    source = Path(__file__).parents[2] / "pipeline" / "config.py"
+    calls = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Call)]
+    sentences = [ast.literal_eval(c.args[1]) for c in calls if isinstance(c.func, ast.Name) and c.func.id == "need"]
+    assert len(sentences) > 40
+    texts = [refusal(job(**changes)) for changes, _ in REFUSED]
+    for sentence in sentences:
+        literals = [re.escape(literal) + (".+" if name is not None else "") for literal, name, *_ in parts(sentence)]
+        assert any(re.search("".join(literals), text) for text in texts), sentence
+
+
+def parts(sentence: str):
+    return string.Formatter().parse(sentence)
+
+
+def test_a_job_is_loaded_from_its_config_file_only_if_it_is_that_job(tmp_path):
+    path, config = tmp_path / "config.json", read_job(JOB, "")
+    path.write_text(json.dumps(canonical(config)))
+    assert load_job(path, job_id(config)) == config
+    with pytest.raises(ValueError, match=r"holds the job .*, not other; was it edited\?"):
+        load_job(path, "other")
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(ValueError, match="not JSON"):
+        load_job(path, job_id(config))
+    path.unlink()
+    with pytest.raises(ValueError, match="no such job"):
+        load_job(path, job_id(config))
+
+
+def test_the_names_that_config_allows_are_those_that_the_core_has():
+    hints = typing.get_type_hints(BasisConfig)
+    assert set(typing.get_args(hints["kind"])) == set(BASES)
+    assert set(typing.get_args(typing.get_args(hints["knots"])[0])) == set(KNOTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "basis", "label"),
+    [
+        ({}, clamped(1, 4), "gode-4c-degree1"),
+        ({"model.basis.knots": "unclamped"}, KNOTS["unclamped"](1, 4), "gode-4c-degree1-unclamped"),
+        ({"model.basis.knots": [0.2, "1/3"]}, clamped(1, 4, ["1/5", "1/3"]), "gode-4c-degree1-knots"),
+        ({"model.basis": ..., "model.family": "neural_ode"}, clamped(0, 1), "neural-ode"),
+        ({"model.basis": ..., "model.family": "resnet", "train.solver": "euler@6"}, clamped(0, 6), "resnet"),
+    ],
+)
+def test_the_basis_and_the_label_of_each_family(changes, basis, label):
+    config: JobConfig = read_job(job(**changes), "")
+    assert (config.basis, config.label) == (basis, label)

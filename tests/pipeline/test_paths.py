@@ -1,0 +1,52 @@
+"""Where files lie: under one root, each job in a folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import pytest
+
+from pipeline.paths import Paths
+
+OF_A_JOB = ("config", "model", "training", "weights", "state", "resume", "training_so_far", "attempts")
+OF_AN_EXPERIMENT = ("experiment", "table", "curves", "weight_paths", "report", "figures", "published")
+
+
+@pytest.mark.parametrize("root", ["results", "/scratch/someone/results", "."])
+def test_no_two_things_lie_in_one_place(root):
+    paths = Paths(root)
+    places = [
+        *[getattr(paths, name)("a") for name in (*OF_A_JOB, *OF_AN_EXPERIMENT, "data")],
+        *[paths.evaluation("a", judging) for judging in ("x", "y")],
+        *[paths.log("train", name) for name in ("a", "b")],
+        paths.mlflow_artifacts,
+    ]
+    assert len(set(places)) == len(places)
+    assert all(place.startswith(f"{root}/") for place in places)
+    assert paths.mlflow.startswith(f"sqlite:///{root}/")
+
+
+@pytest.mark.parametrize("name", OF_A_JOB)
+def test_all_of_a_job_lies_in_its_own_folder(name):
+    folder = PurePosixPath(Paths().config("a")).parent
+    assert folder.name == "a"
+    assert folder in PurePosixPath(getattr(Paths(), name)("a")).parents
+    assert folder in PurePosixPath(Paths().evaluation("a", "x")).parents
+
+
+def test_what_a_resume_needs_lies_apart_from_what_rules_declare():
+    """In `state`, since Snakemake deletes the declared outputs of a rule that failed."""
+    state = PurePosixPath(Paths().state("a"))
+    inside = {name for name in OF_A_JOB if state in PurePosixPath(getattr(Paths(), name)("a")).parents}
+    assert inside == {"resume", "training_so_far", "attempts"}
+
+
+@pytest.mark.parametrize("root", ["results", "/scratch/someone/results", "deep/er"])
+def test_a_config_file_tells_the_root_and_the_job(root):
+    assert Paths.of_config(Paths(root).config("a-job")) == (Paths(root), "a-job")
+
+
+@pytest.mark.parametrize("path", ["config.json", "a/config.json", "results/job/a/config.json", "results/jobs/a/model"])
+def test_a_file_elsewhere_is_no_job_s_config(path):
+    with pytest.raises(ValueError, match=r"a job.s config is <results>/jobs/<job>/config\.json"):
+        Paths.of_config(path)

@@ -1,0 +1,270 @@
+"""The report shows what the records say, all of it, and stands alone."""
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+from test_collect import SMALL, change, load, make_results, run_stage
+
+from pipeline.collect import collect
+from pipeline.drawing import Drawing, render
+from pipeline.experiment import Experiment
+from pipeline.figures import FIGURES, MAX_NUMBERED_ROWS, draw
+from pipeline.paths import Paths
+from pipeline.records import EvaluationRecord, TrainingRecord, read_records
+from pipeline.report import failures, page
+from pipeline.tables import Results, read_results, standard_error, summary
+
+ADAPTIVE = """
+question: Points?
+job:
+  data: {name: spheres, dimension: 2}
+  model: {network: raw, family: neural_ode, width: 8}
+  train: {solver: dopri5@1e-4, optimiser: adam, lr: 1e-2, epochs: 5, batch_size: 64}
+evaluate_with: {solvers: [dopri5@1e-4]}
+"""
+
+
+def results_of(text: str, folder: Path, spoil=lambda experiment, paths: None) -> Results:
+    experiment, paths = load(text, folder), Paths(str(folder / "results"))
+    make_results(experiment, paths)
+    spoil(experiment, paths)
+    return read_again(experiment, paths)
+
+
+def read_again(experiment: Experiment, paths: Paths) -> Results:
+    for path, table in collect(experiment, paths).items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+    return read_results(experiment, paths)
+
+
+def accuracies(results: Results, paths: Paths, label: str, trained_with: str, solver: str) -> list[float]:
+    """Of all seeds, from the records alone."""
+    judging = results.experiment.evaluate_with
+    return [
+        row.accuracy
+        for job, config in results.experiment.jobs.items()
+        if (config.label, config.train.solver) == (label, trained_with)
+        for row in read_records(EvaluationRecord, paths.evaluation(job, judging.id))
+        if row.solver == solver
+    ]
+
+
+def drawn(results: Results) -> dict[str, Drawing]:
+    return {name: draw(name, results) for name in FIGURES}
+
+
+def whole_page(results: Results, source: str = "") -> str:
+    drawings = drawn(results)
+    return page(results, drawings, {name: b"png" for name, found in drawings.items() if found.figure}, source)
+
+
+def test_a_cell_of_the_heat_map_is_the_mean_of_its_records(tmp_path):
+    text = SMALL.replace("sweep:", "sweep:\n  train.solver: [euler@4, euler@8]")
+    results, paths = results_of(text, tmp_path), Paths(str(tmp_path / "results"))
+    figure = draw("cross_solver", results).figure
+    assert figure is not None
+    blocks = [ax for ax in figure.axes if ax.get_title(loc="left")]
+    assert [ax.get_title(loc="left") for ax in blocks] == ["trained with euler@4", "trained with euler@8"]
+    for ax, trained_with in zip(blocks, ("euler@4", "euler@8")):
+        values = np.asarray(ax.collections[0].get_array()).reshape(2, 3)
+        texts = iter([text.get_text() for text in ax.texts])
+        for i, label in enumerate(("neural-ode", "gode-3c-degree1")):
+            for j, solver in enumerate(("euler@4", "euler@8", "dopri5@1e-5")):
+                found = accuracies(results, paths, label, trained_with, solver)
+                assert len(found) == 2
+                assert values[i, j] == pytest.approx(100 * np.mean(found), abs=1e-9)
+                assert next(texts) == f"{100 * np.mean(found):.1f}"
+                assert next(texts) == f"±{100 * np.std(found, ddof=1):.1f}"
+        outline = ax.patches[0]
+        assert isinstance(outline, Rectangle)
+        assert (outline.get_x(), outline.get_width()) == (("euler@4", "euler@8").index(trained_with), 1)
+
+
+def test_the_loss_of_a_job_is_its_own_accuracy_minus_that_under_the_finest_solver(tmp_path):
+    results, paths = results_of(SMALL, tmp_path), Paths(str(tmp_path / "results"))
+    for job in results.jobs.to_dict("records"):
+        rows = read_records(EvaluationRecord, paths.evaluation(job["job"], results.experiment.evaluate_with.id))
+        found = {row.solver: row.accuracy for row in rows}
+        assert job["accuracy_lost"] == pytest.approx(found["euler@4"] - found["dopri5@1e-5"], abs=1e-12)
+    lost = 100 * results.jobs.groupby("model.family")["accuracy_lost"].mean()
+    for family in ("neural_ode", "gode"):
+        assert f"{family} {lost[family]:.1f} (mean of 2 jobs; " in " ".join(summary(results))
+
+
+@pytest.mark.parametrize(
+    ("solvers", "finest"),
+    [
+        ("euler@4, dopri5@1e-5, bosh3@1e-4, euler@999", "dopri5@1e-5"),
+        ("dopri5@1e-5, bosh3@1e-5, dopri8@1e-4", "bosh3@1e-5"),
+        ("euler@4, rk4@4, euler@15", "rk4@4"),
+    ],
+)
+def test_the_finest_solver(tmp_path, solvers, finest):
+    text = re.sub(r"solvers: \[.*\]", f"solvers: [{solvers}]", SMALL)
+    assert results_of(text, tmp_path).finest == finest
+
+
+def test_models_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path):
+    text = SMALL.replace("sweep:", "sweep:\n  model.width: [8, 16]\n  train.clip_norm: [null, 1.0]")
+    results = results_of(text, tmp_path)
+    assert len(results.jobs) == 16
+    assert len(results.labels) == 8
+    assert "gode-3c-degree1 width=8 clip_norm=none" in results.labels
+    assert set(results.cells["num_jobs"]) == {2}
+
+
+def test_what_failed_is_named_and_marked(tmp_path):
+    def spoil(experiment: Experiment, paths: Paths) -> None:
+        first, second = list(experiment.jobs)[:2]
+        change(paths.training(first), TrainingRecord, status="nonfinite", validation_accuracy=None)
+        solves = paths.evaluation(second, experiment.evaluate_with.id)
+        change(solves, EvaluationRecord, status="budget", num_failed=7, loss=None, logit_gap_mean=None)
+
+    results = results_of(SMALL, tmp_path, spoil)
+    first, second, third = list(results.experiment.jobs)[:3]
+    box = failures(results)
+    assert f"{first}: stopped (nonfinite) in epoch 5" in box
+    assert f"{second} under dopri5@1e-5: budget, 7 of 360 samples failed" in box
+    assert third not in box
+    figure = draw("cross_solver", results).figure
+    assert figure is not None
+    means = [text.get_text() for text in figure.axes[0].texts if "±" not in text.get_text()]
+    assert ["†" in mean for mean in means] == [True, True, True, False, False, False]
+    assert box in whole_page(results)
+
+
+def test_nothing_is_said_to_have_failed_when_nothing_did(tmp_path):
+    assert "none failed" in failures(results_of(SMALL, tmp_path))
+
+
+class Tags(HTMLParser):
+    """Which tags stand in a page, what they refer to, and whether all are closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.references, self.rows, self.open = set(), [], 0, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.references += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.rows += tag == "tr"
+        if tag not in ("meta", "img", "br", "wbr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone_and_all_text_is_escaped(tmp_path):
+    nasty = "<script>alert('a & b')</script>"
+    results = results_of(SMALL.replace("Does it hold?", nasty), tmp_path)
+    html = whole_page(results, source=f"# {nasty} </pre>")
+    tags = Tags(html)
+    assert tags.open == []
+    assert not tags.tags & {"script", "link", "iframe", "object", "base"}
+    assert len(tags.references) == len(FIGURES)
+    assert all(reference.startswith("data:image/png;base64,") for reference in tags.references)
+    assert "http" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    assert html.count("&lt;script&gt;alert(&#x27;a &amp; b&#x27;)&lt;/script&gt;") == 2
+    assert tags.rows == 2 * 1 + len(results.jobs) + 2  # two heads, the jobs, two rows by solver
+    for job in results.experiment.jobs:
+        assert html.count(f">{job}<") == 1
+
+
+def test_one_job_judged_by_its_own_adaptive_solver(tmp_path):
+    results = results_of(ADAPTIVE, tmp_path)
+    drawings = drawn(results)
+    assert {name for name, found in drawings.items() if found.figure is None} == {"step", "coefficients", "training"}
+    for found in drawings.values():
+        assert found.caption.endswith(".")
+    html = whole_page(results)
+    assert "1 job (1 model, 1 training solver, 1 seed each) was judged" in html
+    assert "dopri5@1e-4 is a training solver itself" in html
+    assert "nan" not in html.lower()
+
+
+def test_a_training_solver_that_was_not_judged_with(tmp_path):
+    results = results_of(re.sub(r"solvers: \[.*\]", "solvers: [rk4@2, rk4@4]", SMALL), tmp_path)
+    html = whole_page(results)
+    assert "The training solver euler@4 was not among those judged with" in html
+    assert "nan" not in html.lower()
+
+
+def test_a_training_that_stopped_at_once_has_no_curve_but_a_report(tmp_path):
+    def spoil(experiment: Experiment, paths: Paths) -> None:
+        for job in experiment.jobs:
+            path = Path(paths.training(job))
+            path.write_text(path.read_text().splitlines()[0] + "\n")
+            change(str(path), TrainingRecord, status="nonfinite", train_loss=None, validation_accuracy=None)
+            change(
+                paths.evaluation(job, experiment.evaluate_with.id),
+                EvaluationRecord,
+                accuracy=0.0,
+                num_failed=360,
+                status="nonfinite",
+                loss=None,
+                logit_gap_mean=None,
+                logit_gap_max=None,
+            )
+
+    results = results_of(SMALL, tmp_path, spoil)
+    assert draw("training", results).figure is None
+    assert "the training of 4 of 4 jobs stopped" in whole_page(results)
+    assert "not finite" in " ".join(summary(results))
+
+
+def test_hundreds_of_jobs_are_drawn_without_numbers_and_lines_left_out_are_confessed(tmp_path):
+    widths = list(range(1, MAX_NUMBERED_ROWS + 2))
+    text = SMALL.replace("  model: [{family: neural_ode}, {family", f"  model.width: {widths}\n  model: [{{family")
+    results = results_of(text, tmp_path)
+    assert len(results.jobs) == 2 * len(widths) > 100
+    figure = draw("cross_solver", results).figure
+    assert figure is not None
+    assert len(figure.axes[0].get_yticklabels()) == len(widths)
+    assert not figure.axes[0].texts
+    assert f"The first 16 of {len(widths)} models are drawn" in draw("cost", results).caption
+
+
+def test_the_standard_error_is_that_of_a_share():
+    counted = np.random.default_rng(0).binomial(360, 0.9, 20_000) / 360
+    assert standard_error(0.9, 360) == pytest.approx(counted.std(), rel=0.03)
+    assert standard_error(1.0, 360) == 0
+    assert math.isclose(standard_error(0.5, 100) * 2, standard_error(0.5, 25))
+
+
+def test_a_table_of_another_experiment_file_is_refused(tmp_path):
+    results = results_of(SMALL, tmp_path)
+    more = load(SMALL.replace("euler@8", "euler@16"), tmp_path)
+    assert more.name == results.experiment.name
+    with pytest.raises(ValueError, match="holds other jobs or solvers"):
+        read_results(more, Paths(str(tmp_path / "results")))
+
+
+def test_the_same_figure_gives_the_same_files(tmp_path):
+    results = results_of(ADAPTIVE, tmp_path)
+    first, second = (render(found) for found in (draw("cross_solver", results).figure for _ in range(2)) if found)
+    assert first == second
+    assert first["png"].startswith(b"\x89PNG")
+    assert first["pdf"].startswith(b"%PDF")
+
+
+def test_the_stage_writes_a_page_and_figures_and_clears_those_that_no_longer_belong(tmp_path):
+    results_of(ADAPTIVE, tmp_path)
+    paths = Paths(str(tmp_path / "results"))
+    stale = Path(paths.figures("small")) / "step.png"
+    stale.parent.mkdir()
+    stale.write_text("old")
+    done = run_stage("report", tmp_path / "small.yaml", "--results", paths.root)
+    assert done.returncode == 0, done.stderr
+    files = {path.name for path in stale.parent.iterdir()}
+    assert files == {f"{name}.{suffix}" for name in ("cross_solver", "cost", "weights") for suffix in ("png", "pdf")}
+    assert Path(paths.report("small")).read_text().startswith("<!DOCTYPE html>")
