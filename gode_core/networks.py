@@ -55,9 +55,10 @@ class Network(nn.Module):
         self, images: Tensor, solver: Solver, gradient: Gradient = "direct", max_steps: int = 10_000
     ) -> Prediction:
         """Logits together with how each block's solve went. Raises what `integrate` raises."""
-        h, solutions = images, []
+        h, solutions = channels_last(images), []
         for part in self.parts:
             if isinstance(part, Block):
+                h = channels_last(h)
                 solutions.append(integrate(part.field, h, solver, gradient=gradient, max_steps=max_steps))
                 h = solutions[-1].h1
             else:
@@ -72,6 +73,12 @@ class Network(nn.Module):
         """Make the tables for this solver: once before torch.compile traces the network."""
         for field in self.fields:
             prepare(field, solver, gradient)
+
+
+def channels_last(h: Tensor) -> Tensor:
+    """The same images with a pixel's channels side by side in memory: convolutions of narrow nets take a third less
+    time on a CPU, and tensor cores want it. Points stay as they are."""
+    return h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h
 
 
 class PadChannels(nn.Module):

@@ -1,4 +1,4 @@
-"""Data set name -> splits and batches. The door of torchvision and of scikit-learn's digits.
+"""Data set name -> splits and batches. The door of torchvision.
 
     load_split(config, "train", root) -> Split          training_batches(split, config, ...) -> (images, labels), ...
 
@@ -23,7 +23,7 @@ from torch.nn import functional
 from pipeline import stage
 from pipeline.augmentation import augmented
 from pipeline.config import DATA_SIZES, DataConfig
-from pipeline.images import Part, read_cifar_batch, read_folder, read_idx
+from pipeline.images import Part, read_cifar_batch, read_digits, read_folder, read_idx
 from pipeline.records import replace_file
 
 BRIGHTEST = {"digits": 16}  # the pixel value that becomes 1.0; 255 for the others
@@ -33,11 +33,16 @@ SHELLS = ((0.10, 0.15), (0.25, 0.30), (0.40, 0.45))  # of the spheres: radii of 
 
 @dataclass(frozen=True)
 class Split:
-    """images: (N, C, H, W) uint8, or (N, 1, d) float32 for spheres; labels: (N,) int64. On the CPU, the images
-    perhaps mapped from a file."""
+    """images: (N, C, H, W) uint8, or (N, 1, d) float32 for spheres; labels: (N,) int64. From `load_split` on the CPU,
+    the images perhaps mapped from a file."""
 
     images: Tensor
     labels: Tensor
+
+    def near(self, device: torch.device) -> Split:
+        """The split on the device if it is small against its memory: then no batch waits for the bus."""
+        small = self.images.nbytes < 2 * 2**30
+        return Split(self.images.to(device), self.labels.to(device)) if small else self
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,10 +108,8 @@ def _read(config: DataConfig, part: Part, root: str) -> tuple[Tensor, Tensor]:
 
 def _digits(config: DataConfig, part: Part, root: str) -> tuple[Tensor, Tensor]:
     """The 1,797 digits that come with scikit-learn have no test split: 360 are set apart, always the same."""
-    from sklearn.datasets import load_digits
-
-    pixels, targets = load_digits(return_X_y=True)
-    images, labels = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 8, 8), torch.from_numpy(targets).long()
+    table = torch.from_numpy(read_digits()).long()  # a row an image: 64 pixels, then the digit
+    images, labels = table[:, :64].to(torch.uint8).view(-1, 1, 8, 8), table[:, 64]
     test, train = stratified(labels, DATA_SIZES["digits"][1], stream(0, "digits"))
     chosen = test if part == "test" else train
     return images[chosen], labels[chosen]
@@ -215,7 +218,7 @@ def training_batches(
     Stateless: the order is drawn for (seed, epoch) and the augmentation for (seed, epoch, batch), so a training that
     goes on in the middle of an epoch sees what an uninterrupted one sees.
     """
-    order = torch.randperm(len(split), generator=stream(seed, "batches", epoch))
+    order = torch.randperm(len(split), generator=stream(seed, "batches", epoch)).to(split.labels.device)
     for i in range(first, num_batches(len(split), batch_size, drop_last)):
         chosen = order[i * batch_size : (i + 1) * batch_size]
         images = split.images.index_select(0, chosen).to(device)

@@ -1,4 +1,4 @@
-"""Images read from files: idx files (MNIST), CIFAR's batches, folders with a folder per class.
+"""Images read from files: scikit-learn's digits, idx files (MNIST), CIFAR's batches, folders with a folder per class.
 
 Every reader gives pixels as uint8 and raises ValueError, beginning with the file, for what is not whole. No reader
 runs anything that a file says: CIFAR's batches are pickles, and are read without unpickling them.
@@ -7,6 +7,7 @@ runs anything that a file says: CIFAR's batches are pickles, and are read withou
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import logging
 import math
@@ -29,6 +30,19 @@ CIFAR_SHAPE = (3, 32, 32)
 TEXT = {"SHORT_BINSTRING", "BINSTRING"}  # of Python 2, which wrote CIFAR's batches
 NUMBER = {"BININT1", "BININT2", "BININT"}
 DECODING = "Pillow, RGB, bilinear"  # part of the name of what is kept: another way of decoding is another file
+
+
+def read_digits() -> np.ndarray:
+    """(1797, 65): scikit-learn's file, read without importing the package, which takes as long as importing torch; by
+    the package where the file is not in its place."""
+    package = importlib.util.find_spec("sklearn")
+    for folder in package.submodule_search_locations or () if package else ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    return np.column_stack(load_digits(return_X_y=True))
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -52,10 +52,10 @@ class Training:
     def __init__(self, config: JobConfig, job: str, run: RunSettings):
         self.config, self.job, self.run = config, job, run
         self.device = choose_device(run.device)
-        self.split = load_split(config.data, "train", run.data_root)
+        self.split = load_split(config.data, "train", run.data_root).near(self.device)
         self.validation: Split | None = None
         if config.data.num_validation:
-            self.validation = load_split(config.data, "validation", run.data_root)
+            self.validation = load_split(config.data, "validation", run.data_root).near(self.device)
         self.network = build_network(config).to(self.device)
         self.optimiser = build_optimiser(self.network, config.train)
         self.solver = config.train.parsed_solver

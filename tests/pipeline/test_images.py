@@ -126,3 +126,15 @@ def test_imagefolder_is_read_under_the_root_and_split(folder):
     assert train.labels.bincount().tolist() == [4, 4]
     assert validation.labels.bincount().tolist() == [2, 2]
     assert torch.equal(train.images[:, 0, 0, 0].long(), train.labels)
+
+
+def test_digits_are_scikit_learns_own(monkeypatch):
+    """The file that is read directly, and the package's function where the file is not found."""
+    from sklearn.datasets import load_digits
+
+    pixels, targets = load_digits(return_X_y=True)
+    read = images.read_digits()
+    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
+    for table in (read, images.read_digits()):
+        assert (table[:, :64] == pixels).all()
+        assert (table[:, 64] == targets).all()
