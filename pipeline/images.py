@@ -42,7 +42,8 @@ def read_digits() -> np.ndarray:
             return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
-    return np.column_stack(load_digits(return_X_y=True))
+    pixels, targets = load_digits(return_X_y=True)
+    return np.column_stack((pixels, targets))  # type: ignore[arg-type]
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
