@@ -119,12 +119,13 @@ rule collect:
         R.paths.log("collect", R.name),
     conda:
         "envs/environment.yaml"
-    resources:
-        results=R.paths.root,
     params:
         mix=R.mix_code,
+    resources:
+        experiment=R.file,
+        results=R.paths.root,
     shell:
-        "exec python -m pipeline.collect {input.experiment} --results {resources.results} {params.mix} 2> {log}"
+        "exec python -m pipeline.collect {resources.experiment} --results {resources.results} {params.mix} 2> {log}"
 
 
 rule report:

@@ -8,7 +8,8 @@ Under one root (`results/` unless told otherwise):
     experiments/<name>/     table.csv, training.csv, weights.csv, report.html, figures/, published.json
     data/<name>.json        the data set was seen, whole
     logs/<rule>/<job>.log
-    mlflow.db, mlartifacts/ what `publish` makes of all this; can be deleted and made again
+    mlflow.db, mlartifacts/, mlartifacts.lock
+                            what `publish` makes of all this; can be deleted and made again
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
 from pipeline.reading import unknown_key
+from pipeline.target import Target
 
 SETTINGS = {"results": "results", "data": "data", "device": "auto", "mix_code": False}
 
@@ -90,12 +92,13 @@ class Run:
 
     @property
     def farewell(self) -> str:
-        """The last lines of a run: where to look."""
-        store = self.paths.mlflow
-        return (
-            f"\nThe report: {self.paths.report(self.name)}\n"
-            f"MLflow:     mlflow ui --backend-store-uri {store}    (then open http://127.0.0.1:5000)\n"
-        )
+        """The last lines of a run: where to look. Nothing if the run was for other files than the report."""
+        published = Path(self.paths.published(self.name))
+        if not published.is_file():
+            return ""
+        experiment_id = json.loads(published.read_text())["experiment_id"]
+        mlflow = Target.of(None, self.paths).farewell(experiment_id)
+        return f"\nThe report: {self.paths.report(self.name)}\nMLflow:     {mlflow}\n"
 
 
 def _relative(file: str) -> str:
