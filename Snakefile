@@ -119,11 +119,11 @@ rule collect:
         R.paths.log("collect", R.name),
     conda:
         "envs/environment.yaml"
-    params:
-        mix=R.mix_code,
     resources:
         experiment=R.file,
         results=R.paths.root,
+    params:
+        mix=R.mix_code,
     shell:
         "exec python -m pipeline.collect {resources.experiment} --results {resources.results} {params.mix} 2> {log}"
 
