@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gode_core.bases import BSpline, Moment, StageTimes, Times
-from gode_core.layers import ConcatTime, DepthConv, DepthGroupNorm, Depths, Function, ReLU
+from gode_core.layers import ConcatTime, DepthConv, DepthGroupNorm, DepthLinear, Depths, Function, ReLU
 
 
 class Field(nn.Module):
@@ -74,6 +74,21 @@ def bottleneck(
         DepthConv(width, width, 3, dims, a, biases),
         ReLU(),
         DepthConv(width, channels, 1, dims, a, biases),
+    ]
+    return Field(layers, basis, scale)
+
+
+def perceptron(d: int, width: int, basis: BSpline, vary_all: bool = True, scale: float = 1.0) -> Field:
+    """Linear - ReLU - linear - ReLU - linear over the last axis, `width` inside: (B, 1, d) to itself (Ott et al. 2021,
+    their `linear_odenet`)."""
+    a = basis.num_coefficients
+    biases = a if vary_all else 1
+    layers = [
+        DepthLinear(d, width, a, biases),
+        ReLU(),
+        DepthLinear(width, width, a, biases),
+        ReLU(),
+        DepthLinear(width, d, a, biases),
     ]
     return Field(layers, basis, scale)
 

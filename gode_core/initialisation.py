@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gode_core.layers import DepthConv
+from gode_core.layers import DepthConv, DepthLinear
 from gode_core.networks import Network
 
 SCHEMES = ("kaiming_normal", "kaiming_normal_out", "gode_release", "torch_default")
@@ -28,7 +28,7 @@ def initialise(network: Network, scheme: str, generator: torch.Generator) -> Non
     if scheme not in SCHEMES:
         raise ValueError(f"unknown initialisation `{scheme}`; known: {', '.join(SCHEMES)}")
     for module in network.modules():
-        if isinstance(module, DepthConv):
+        if isinstance(module, DepthConv | DepthLinear):
             for kernel in module.weight.data:
                 _draw_weight(kernel, scheme, generator, num_coefficients=len(module.weight))
             for bias in () if module.bias is None else module.bias.data:

@@ -85,6 +85,20 @@ class DepthConv(nn.Module):
         return [partial(self._convolve, weight=w, bias=b, padding=padding) for w, b in zip(weights, biases)]
 
 
+class DepthLinear(nn.Module):
+    """Linear map of the last axis: (..., d_in) -> (..., d_out). Coefficients as for DepthConv."""
+
+    def __init__(self, d_in: int, d_out: int, num_kernels: int, num_biases: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_kernels, d_out, d_in))
+        self.bias = nn.Parameter(torch.empty(num_biases, d_out)) if num_biases else None
+
+    def at(self, depths: Depths) -> list[Function]:
+        weights = weights_at(self.weight, depths)
+        biases = [None] * len(weights) if self.bias is None else weights_at(self.bias, depths)
+        return [partial(F.linear, weight=w, bias=b) for w, b in zip(weights, biases)]
+
+
 class DepthGroupNorm(nn.Module):
     """Group norm (eps 1e-5) of `channels` channels in at most `num_groups` groups: it keeps no statistics, so it is the
     same function for every solver. Its scale and shift may depend on depth (`num_coefficients` > 1)."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gode_core.bases import BSpline
-from gode_core.fields import Field, bottleneck
+from gode_core.fields import Field, bottleneck, perceptron
 from gode_core.integrate import Gradient, Solution, integrate, prepare
 from gode_core.layers import groups
 from gode_core.solvers import Fixed, Solver
@@ -125,12 +125,17 @@ def raw_network(
     basis: BSpline,
     *,
     pad_channels: int | None = None,
+    dense: bool = False,
     vary_all: bool = True,
     scale: float = 1.0,
 ) -> Network:
-    """The ODE acts on the input itself, of `shape` (C, H, W) or (1, d), padded with zeros to `pad_channels`."""
+    """The ODE acts on the input itself, of `shape` (C, H, W) or (1, d), padded with zeros to `pad_channels`. dense: its
+    field is a perceptron of the point's coordinates (without channels beside them) instead of convolutions."""
     channels, size = pad_channels or shape[0], shape[1:]
-    field = bottleneck(channels, width, len(size), basis, vary_all, scale)
+    if dense:
+        field = perceptron(size[0], width, basis, vary_all, scale)
+    else:
+        field = bottleneck(channels, width, len(size), basis, vary_all, scale)
     head = nn.Linear(channels * torch.Size(size).numel(), classes)
     pad = [PadChannels(channels)] if channels != shape[0] else []
     return Network(*pad, Block(field), nn.Flatten(), head)

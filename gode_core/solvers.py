@@ -187,8 +187,9 @@ def _parse_adaptive(method: str, text: str) -> Adaptive:
     match = _TOLERANCES.fullmatch(text)
     rtol, atol = match.groups() if match else (text, text)
     if not all(re.fullmatch(_NUMBER, tolerance) for tolerance in (rtol, atol)):
+        quotes = " (in quotes within a YAML list, which ends an item at the comma)" if text.startswith("rtol=") else ""
         raise ValueError(
-            f"`{method}` is adaptive; write its tolerance: `{method}@1e-5` or `{method}@rtol=1e-5,atol=1e-7`"
+            f"`{method}` is adaptive; write its tolerance: `{method}@1e-5` or `{method}@rtol=1e-5,atol=1e-7`{quotes}"
         )
     return Adaptive(method, float(rtol), float(atol))
 

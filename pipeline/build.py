@@ -24,9 +24,9 @@ def build_network(config: JobConfig) -> Network:
     vary_all = model.vary == "all"
     if model.network == "raw":
         pad, scale = model.pad_channels, model.time_scale
-        network = raw_network(
-            data.shape, data.classes, model.width, config.basis, pad_channels=pad, vary_all=vary_all, scale=scale
-        )
+        dense = model.field == "perceptron"
+        options = {"pad_channels": pad, "dense": dense, "vary_all": vary_all, "scale": scale}
+        network = raw_network(data.shape, data.classes, model.width, config.basis, **options)
     else:
         make_field = partial(
             FIELDS[model.field],

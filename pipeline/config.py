@@ -141,7 +141,7 @@ class ModelConfig:
     network: Literal["raw", "stem", "stages"]
     family: Literal["resnet", "neural_ode", "gode"]
     width: int  # channels: inside the field (raw), of the block (stem), of the first stage (stages)
-    field: Literal["bottleneck", "preactivation", "concat_time"] = "bottleneck"
+    field: Literal["bottleneck", "perceptron", "preactivation", "concat_time"] = "bottleneck"
     basis: BasisConfig | None = None
     vary: Literal["all", "kernels"] = "all"  # what depends on depth: all of the field's weights, or its kernels alone
     pad_channels: int | None = None  # raw: zero channels are added up to this number
@@ -160,9 +160,11 @@ class ModelConfig:
         if self.family == "resnet":
             need(self.vary == "all", "in a resnet all weights differ between blocks: vary must be `all`")
         if self.network == "raw":
-            need(self.field == "bottleneck", "network raw has the field `bottleneck`, got {}", self.field)
+            fits = self.field in ("bottleneck", "perceptron")
+            need(fits, "network raw has the field `bottleneck` or `perceptron`, got {}", self.field)
         else:
-            need(self.field != "bottleneck", "network {} has the field `preactivation` or `concat_time`", self.network)
+            fits = self.field in ("preactivation", "concat_time")
+            need(fits, "network {} has the field `preactivation` or `concat_time`", self.network)
             need(self.pad_channels is None, "pad_channels belongs to the network raw, not to {}", self.network)
 
 
@@ -232,6 +234,9 @@ class JobConfig:
         if model.network == "raw":
             pad = model.pad_channels
             need(pad is None or pad >= least, "model: pad_channels must be at least {}, got {}", least, pad)
+            dense = model.field == "perceptron"
+            bare = len(self.data.shape) == 2 and pad is None
+            need(not dense or bare, "model: the field perceptron acts on points (spheres), without pad_channels")
         else:
             points = len(self.data.shape) != 3
             need(not points, "model: network {} needs images, {} are points", model.network, self.data.name)

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from gode_core.bases import Moment
-from gode_core.layers import DepthConv, Depths, weights_at
+from gode_core.layers import DepthConv, DepthLinear, Depths, weights_at
 from gode_core.networks import Network
 from pipeline import checkpoint, stage
 from pipeline.config import JobConfig, load_job
@@ -42,7 +42,7 @@ def weight_paths(network: Network, job: str) -> list[WeightRecord]:
     """theta(t) of a few entries, evenly spread over the largest kernel of the first block."""
     field = network.fields[0]
     name, layer = max(
-        ((name, layer) for name, layer in field.named_modules() if isinstance(layer, DepthConv)),
+        ((name, layer) for name, layer in field.named_modules() if isinstance(layer, DepthConv | DepthLinear)),
         key=lambda item: item[1].weight[0].numel(),
     )
     size = layer.weight[0].numel()

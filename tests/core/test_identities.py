@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from gode_core.bases import clamped, constant
-from gode_core.fields import bottleneck, concat_time, preactivation
+from gode_core.fields import bottleneck, concat_time, perceptron, preactivation
 from gode_core.integrate import integrate
 from gode_core.solvers import Fixed
 
@@ -17,6 +17,13 @@ def random_(module, seed=0):
     for parameter in module.parameters():
         parameter.data.normal_(0, 0.3, generator=generator)
     return module
+
+
+def perceptron_resnet(h, blocks):
+    for w in blocks:
+        y = F.relu(F.linear(h, w[0], w[1]))
+        h = h + F.linear(F.relu(F.linear(y, w[2], w[3])), w[4], w[5]) / len(blocks)
+    return h
 
 
 def images(seed=1):
@@ -45,8 +52,9 @@ def bottleneck_resnet(h, blocks):
     [
         (lambda basis: preactivation(C, 2, basis), preactivation_resnet),
         (lambda basis: bottleneck(C, 5, 2, basis), bottleneck_resnet),
+        (lambda basis: perceptron(SIZE, 5, basis), perceptron_resnet),
     ],
-    ids=["preactivation", "bottleneck"],
+    ids=["preactivation", "bottleneck", "perceptron"],
 )
 @pytest.mark.parametrize("n", [1, 3, 6, 7])
 def test_degree_0_under_euler_is_the_resnet(make, resnet, n):

@@ -48,6 +48,7 @@ def test_parameter_counts_are_the_published_ones(name):
 NETWORKS = {
     "raw": ((2, 1, 8, 8), lambda basis: raw_network((1, 8, 8), 10, 6, basis, pad_channels=4)),
     "raw points": ((2, 1, 3), lambda basis: raw_network((1, 3), 10, 6, basis)),
+    "raw points, perceptron": ((2, 1, 3), lambda basis: raw_network((1, 3), 10, 6, basis, dense=True)),
     "stem": ((2, 1, 28, 28), lambda basis: stem_network(1, 10, 8, 4, all_of(basis))),
     "stages": ((2, 3, 16, 16), lambda basis: stage_network(3, 10, 4, 4, all_of(basis))),
 }

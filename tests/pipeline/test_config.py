@@ -158,7 +158,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model.family": "neural_ode"}, "model: family neural_ode has no basis of its own"),
     ({"model.family": "resnet"}, "model: family resnet has no basis of its own"),
     ({"model.family": "resnet", "model.basis": ..., "model.vary": "kernels"}, "model: in a resnet all weights differ"),
-    ({"model.field": "preactivation"}, "model: network raw has the field `bottleneck`, got preactivation"),
+    ({"model.field": "preactivation"}, "model: network raw has the field `bottleneck` or `perceptron`, got"),
     ({"model.network": "stem"}, "model: network stem has the field `preactivation` or `concat_time`"),
     ({**STEM, "model.pad_channels": 4}, "model: pad_channels belongs to the network raw, not to stem"),
     ({"model.basis.degree": 4}, "model: basis: degree < number of coefficients is needed, got degree 4 and 4"),
@@ -197,6 +197,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"data.name": "cifar10", "model.pad_channels": 2}, "model: pad_channels must be at least 3, got 2"),
     ({**STEM, **{f"data.{k}": v for k, v in SPHERES["data"].items()}}, "model: network stem needs images, spheres are"),
+    ({"model.field": "perceptron"}, "model: the field perceptron acts on points (spheres), without pad_channels"),
     (
         {"data.num_train": 50, "train.drop_last": True},
         "train: batch_size 64 with drop_last leaves no batch of 50 images",

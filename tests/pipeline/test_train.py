@@ -125,6 +125,20 @@ def test_a_kill_between_checkpoints_loses_only_the_work_since(tmp_path, cadence,
     assert tuple(a.from_step for a in read_records(AttemptRecord, paths.attempts(job)))[1:] == places
 
 
+def test_points_and_a_perceptron_train_and_leave_weight_paths(tmp_path):
+    data = {"name": "spheres", "dimension": 3, "num_train": 128}
+    model = {
+        "field": "perceptron",
+        "pad_channels": None,
+        "family": "gode",
+        "basis": {"degree": 1, "num_coefficients": 2},
+    }
+    config = small_job(data=data, model=model)
+    paths, job = write_job(tmp_path, config)
+    assert train(config, job, paths, on_cpu(), never)
+    assert len(read_records(WeightRecord, paths.weights(job))) == 4 * 65
+
+
 def test_seed_names_the_numbers(tmp_path):
     first, again = (uninterrupted(tmp_path / str(i), small_job()) for i in range(2))
     other = uninterrupted(tmp_path / "other", small_job(seed=1))
