@@ -85,7 +85,7 @@ rule train:
         device=R.device,
     shell:
         "exec python -m pipeline.train {input.config} --data {resources.data}"
-        " --device {resources.device} --threads {threads} --stop-with-parent 2>> {log}"
+        " --device {resources.device} --threads {threads} --stop-with-parent $PPID 2> {log}"
 
 
 rule evaluate:

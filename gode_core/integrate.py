@@ -206,6 +206,8 @@ class _Adaptive:
         start = torch.tensor(piece.start, dtype=torch.float64)
         slope = piece(start, h)
         d0, d1 = _rms(h / scale), _rms(slope / scale)
+        if not math.isfinite(d0 + d1):
+            return 0.0  # the first step then finds the state or the field not finite
         small = 1e-6 if min(d0, d1) < 1e-5 else 0.01 * d0 / d1
         d2 = _rms((piece(start + small, h + small * slope) - slope) / scale) / small
         large = max(d1, d2)
@@ -214,7 +216,7 @@ class _Adaptive:
 
 
 def _rms(x: Tensor) -> float:
-    return x.square().mean().sqrt().item()
+    return x.double().square().mean().sqrt().item()
 
 
 class _Piece(nn.Module):
@@ -252,7 +254,13 @@ class _Piece(nn.Module):
     def callback_reject_step(self, t: Tensor, h: Tensor, step: Tensor) -> None:
         self.solve.num_rejected += 1
 
-    def callback_step_adjoint(self, t: Tensor, h: Tensor, step: Tensor) -> None:
+    def callback_step_adjoint(self, t: Tensor, h: Sequence[Tensor], step: Tensor) -> None:
+        """The backward solve, where time runs down; h: the state, its adjoint and the parameters' together."""
+        time, length = float(t.detach()), float(step.detach())
+        if not all(bool(torch.isfinite(part).all()) for part in h):
+            raise SolveFailed("nonfinite", time)
+        if not time - length < time:
+            raise SolveFailed("underflow", time)
         self.num_backward += 1
         if self.num_backward > self.solve.max_steps:
-            raise SolveFailed("budget", float(t.detach()))
+            raise SolveFailed("budget", time)

@@ -58,7 +58,7 @@ class Network(nn.Module):
         h, solutions = channels_last(images), []
         for part in self.parts:
             if isinstance(part, Block):
-                h = channels_last(h)
+                h = channels_last(h.float() if h.dtype.itemsize < 4 else h)  # autocast: 16-bit slopes, 32-bit state
                 solutions.append(integrate(part.field, h, solver, gradient=gradient, max_steps=max_steps))
                 h = solutions[-1].h1
             else:

@@ -35,7 +35,7 @@ def load(path: str | Path, config: JobConfig) -> dict[str, Any] | None:
     way_out = "delete it to begin this training again"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # zip, pickle and torch each raise their own for a file that is cut off or foreign
         raise ValueError(f"{path}: not a whole checkpoint of ours ({type(error).__name__}); {way_out}") from None

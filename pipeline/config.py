@@ -195,6 +195,8 @@ class TrainConfig:
         adaptive, gradient = not isinstance(self.parsed_solver, Fixed), self.gradient
         need(adaptive or gradient != "adjoint", "gradient `adjoint` needs an adaptive solver, got {}", self.solver)
         need(not adaptive or gradient != "checkpoint", "gradient `checkpoint` needs fixed steps, got {}", self.solver)
+        mixed = self.gradient == "adjoint" and self.autocast == "bf16"
+        need(not mixed, "gradient `adjoint` goes without autocast: its backward solve would not be under it")
         for name in ("epochs", "batch_size", "record_every"):
             need(getattr(self, name) >= 1, "{} must be at least 1, got {}", name, getattr(self, name))
         need(self.lr > 0, "lr must be positive, got {}", self.lr)

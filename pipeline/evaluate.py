@@ -11,6 +11,7 @@ import argparse
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -50,16 +51,16 @@ class Tally:
     seconds: float = 0.0
     status: Status = "ok"
 
-    def add(self, prediction: Prediction, trained: Tensor, labels: Tensor, seconds: float) -> None:
-        """`trained`: the logits under the training solver. A sample whose solve failed counts as wrong."""
+    def add(self, prediction: Prediction, trained: Prediction, labels: Tensor, seconds: float) -> None:
+        """`trained`: under the training solver. A sample whose solve failed counts as wrong, and agrees with none."""
         logits = prediction.logits.float()
         statuses = [solution.status for solution in prediction.solutions]
-        good = torch.isfinite(logits).all(1) & all(solution.stopped is None for solution in prediction.solutions)
-        predicted, gap = logits.argmax(1), (logits - trained).abs()
+        good, comparable = _good(prediction), _good(trained)
+        predicted, gap = logits.argmax(1), (logits - trained.logits.float()).abs()
         self.samples += len(labels)
         self.failed += int((~good).sum())
         self.correct += int(((predicted == labels) & good).sum())
-        self.agreed += int(((predicted == trained.argmax(1)) & good).sum())
+        self.agreed += int(((predicted == trained.logits.argmax(1)) & good & comparable).sum())
         self.loss += F.cross_entropy(logits, labels, reduction="sum").item()
         self.gap_max = max(self.gap_max, gap.nan_to_num(torch.inf).max().item())
         self.gap_sum += gap.mean(1).sum().item()
@@ -71,6 +72,12 @@ class Tally:
         self.status = max([self.status, *statuses], key=SEVERITY.index)
 
 
+def _good(prediction: Prediction) -> Tensor:
+    """(B,) bool: the samples whose solve ended, with finite logits."""
+    ended = all(solution.stopped is None for solution in prediction.solutions)
+    return torch.isfinite(prediction.logits).all(1) & ended
+
+
 @torch.no_grad()
 def evaluate(network: Network, trained_with: Solver, solvers: list[Solver], batches, max_steps: int) -> list[Tally]:
     """A tally for each solver, over all batches of (images, labels)."""
@@ -80,7 +87,7 @@ def evaluate(network: Network, trained_with: Solver, solvers: list[Solver], batc
         if number == 0:  # what a solver does once (imports, tables) is no part of its time
             for solver in solvers:
                 network.predict(images[:1], solver, max_steps=1)
-        trained = network.predict(images, trained_with, max_steps=max_steps).logits.float()
+        trained = network.predict(images, trained_with, max_steps=max_steps)
         for solver, tally in zip(solvers, tallies):
             started = _now(images.device)
             prediction = network.predict(images, solver, max_steps=max_steps)
@@ -134,6 +141,8 @@ def judge(config: JobConfig, job: str, judging: Judging, paths: Paths, data_root
             "%-24s accuracy %.4f  agreement %.4f  %s", record.solver, record.accuracy, record.agreement, record.status
         )
     write_records(paths.evaluation(job, judging.id), records)
+    for path in (paths.resume(job), paths.training_so_far(job)):  # the training is over, and its files are noted
+        Path(path).unlink(missing_ok=True)
 
 
 def main(arguments: argparse.Namespace) -> None:

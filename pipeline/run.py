@@ -46,7 +46,7 @@ class Run:
             sys.exit(f"error: {error}")
         settings = SETTINGS | {key: config[key] for key in SETTINGS if key in config}
         paths = Paths(str(settings["results"]))
-        flag = "--mix-code" if settings["mix_code"] else ""
+        flag = "--mix-code" if str(settings["mix_code"]).lower() == "true" else ""
         return Run(_relative(file), experiment, paths, str(settings["data"]), str(settings["device"]), flag)
 
     @property

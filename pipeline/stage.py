@@ -44,6 +44,6 @@ def _advice(error: OSError) -> str:
     return {
         errno.ENOSPC: "; free some space, then run the same command: it goes on from the last checkpoint",
         errno.EDQUOT: "; your quota is spent: free some space, then run the same command",
-        errno.EACCES: "; choose a folder that you may write, with `--config results=FOLDER`",
-        errno.EROFS: "; choose a folder that you may write, with `--config results=FOLDER`",
+        errno.EACCES: "; choose a folder that you may write, with `--config results=FOLDER` or `data=FOLDER`",
+        errno.EROFS: "; choose a folder that you may write, with `--config results=FOLDER` or `data=FOLDER`",
     }.get(error.errno or 0, "")

@@ -67,7 +67,12 @@ def train(config: JobConfig, job: str, paths: Paths, run: RunSettings, should_st
         training.restore(state)
         log.info("going on from step %d (epoch %d)", training.step, training.epoch)
         if any(record.code != code_fingerprint() for record in training.records):
-            log.warning("the code has changed since the checkpoint: `collect` will say so")
+            if training.finished:  # asked for anew, with `--forcerun train`: other code, other numbers
+                training = Training(config, job, run)
+            log.warning(
+                "the code has changed since the checkpoint: %s", "begun again" if not training.step else "mixed"
+            )
+    version = commit()  # now: git may be slow, and what is trained is not to wait for it, or be lost by it
     begun, started, from_step = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic(), training.step
     saved = time.monotonic()
 
@@ -88,12 +93,11 @@ def train(config: JobConfig, job: str, paths: Paths, run: RunSettings, should_st
             if run.checkpoint_epochs and training.epoch % run.checkpoint_epochs == 0:
                 save()
         if training.finished:
+            save()  # stays until the job is judged: killed before Snakemake has noted the outputs, nothing is lost
             checkpoint.save_model(paths.model(job), config, training.network)
             write_records(paths.weights(job), weight_paths(training.network, job))
             write_records(paths.training(job), training.records)
             outcome, reason = "finished", training.status
-            for path in (paths.resume(job), paths.training_so_far(job)):
-                Path(path).unlink(missing_ok=True)
         else:
             save()
             outcome, reason = "interrupted", "asked to stop"
@@ -104,7 +108,7 @@ def train(config: JobConfig, job: str, paths: Paths, run: RunSettings, should_st
         attempt = AttemptRecord(
             job=job,
             code=code_fingerprint(),
-            commit=commit(),
+            commit=version,
             host=socket.gethostname(),
             pid=os.getpid(),
             device=str(training.device),
@@ -130,10 +134,9 @@ def main(arguments: argparse.Namespace) -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda received, _frame: asked.append(received))
-    parent = os.getppid()
 
     def should_stop() -> bool:
-        if arguments.stop_with_parent and os.getppid() != parent:
+        if arguments.stop_with_parent not in (None, os.getppid()):
             asked.append(signal.SIGHUP)
         return bool(asked)
 
@@ -154,8 +157,9 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1, help="threads of this job (default: 1)")
     parser.add_argument(
         "--stop-with-parent",
-        action="store_true",
-        help="checkpoint and leave when the process that started this one is gone (a Snakemake that was killed)",
+        type=int,
+        metavar="PID",
+        help="checkpoint and leave when this parent process is gone (a Snakemake that was killed)",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile the solve (fixed-step solvers)")
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0, help="seconds between checkpoints")

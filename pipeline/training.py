@@ -64,6 +64,9 @@ class Training:
             self.network.prepare(self.solver, config.train.gradient)
             self.forward = torch.compile(self.network, fullgraph=True)
         self.steps_per_epoch = num_batches(len(self.split), config.train.batch_size, config.train.drop_last)
+        if not self.steps_per_epoch:
+            size, images = config.train.batch_size, len(self.split)
+            raise ValueError(f"train: batch_size {size} with drop_last leaves no batch of {images} images")
         self.epoch = self.batch = 0
         self.status: Status = "ok"
         self.lr = 0.0
@@ -89,6 +92,7 @@ class Training:
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "place": [self.epoch, self.batch],
+            "status": self.status,
             "lr": self.lr,
             "sums": [sums.loss.item(), sums.correct.item(), sums.images, sums.evals, sums.batches],
             "records": [vars(record) for record in self.records],
@@ -98,6 +102,7 @@ class Training:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.batch = state["place"]
+        self.status = state["status"]
         self.lr = state["lr"]
         loss, correct, *counts = state["sums"]
         self.sums = self._no_sums()
@@ -179,18 +184,16 @@ class Training:
         self.sums = self._no_sums()
 
     def _record(self) -> TrainingRecord:
-        sums, count = self.sums, max(self.sums.images, 1)
+        sums = self.sums
         loss, accuracy = self._validate()
-        if self.status == "ok" and loss is not None and not math.isfinite(loss):
-            self.status = "nonfinite"
         return TrainingRecord(
             job=self.job,
             code=code_fingerprint(),
             epoch=self.epoch,
             step=self.step,
             lr=self.lr,
-            train_loss=sums.loss.item() / count,
-            train_accuracy=sums.correct.item() / count,
+            train_loss=sums.loss.item() / sums.images if sums.images else None,
+            train_accuracy=sums.correct.item() / sums.images if sums.images else None,
             validation_loss=loss,
             validation_accuracy=accuracy,
             num_evals=sums.evals / max(sums.batches, 1),
@@ -199,6 +202,7 @@ class Training:
 
     @torch.no_grad()
     def _validate(self) -> tuple[float | None, float | None]:
+        """Loss and accuracy. What is not finite there, or a solve that fails, ends the training."""
         if self.validation is None:
             return None, None
         self.network.eval()
@@ -208,10 +212,13 @@ class Training:
         ):
             try:
                 logits = self._solve(images)[0].float()
-            except SolveFailed:
-                return math.nan, None
+            except SolveFailed as failure:
+                self.status = failure.status
+                return None, None
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             correct += (logits.argmax(1) == labels).sum().item()
+        if not math.isfinite(loss) and self.status == "ok":
+            self.status = "nonfinite"
         return loss / len(self.validation), correct / len(self.validation)
 
     def _line(self, record: TrainingRecord) -> str:

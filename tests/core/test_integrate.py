@@ -122,7 +122,7 @@ def test_adaptive_solves_ask_only_within_their_piece(name, dtype):
     assert max(asked) <= 1
 
 
-def test_checkpoint_gives_the_same_gradient_bit_for_bit():
+def test_checkpoint_gives_the_same_gradient():
     for n in (1, 2, 7, 16):
         gradients = []
         for gradient in ("direct", "checkpoint"):
@@ -217,6 +217,8 @@ def test_a_step_budget_ends_the_solve_with_its_last_state():
 def test_non_finite_is_a_status(solver):
     start = integrate(lambda t, h: h * math.nan, ONE, parse_solver(solver))
     later = integrate(lambda t, h: h if t < 0.5 else h * math.nan, ONE, parse_solver(solver), max_steps=500)
+    for huge in (math.inf, 1e300):
+        assert integrate(lambda t, h, huge=huge: h * huge, ONE, parse_solver(solver)).status != "ok"
     blow_up = integrate(lambda t, h: 10 * h * h, ONE.float(), parse_solver(solver), max_steps=500)
     assert start.status == later.status == "nonfinite"
     assert blow_up.status in ("nonfinite", "budget", "underflow") or solver == "rk4@4"
@@ -236,6 +238,12 @@ def test_the_adjoint_has_a_budget_too():
     assert solution.status == "ok"
     with pytest.raises(SolveFailed):
         solution.h1.sum().backward()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_adjoint():
+    solution = integrate(Smooth(), state().requires_grad_(), parse_solver("dopri5@1e-3"), gradient="adjoint")
+    with pytest.raises(SolveFailed, match="nonfinite"):
+        (solution.h1.sum() * math.nan).backward()
 
 
 def test_refusals():

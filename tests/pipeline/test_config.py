@@ -175,6 +175,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "train: gradient `checkpoint` needs fixed steps, got dopri5@1e-3",
     ),
     *[({f"train.{n}": 0}, f"train: {n} must be at least 1, got 0") for n in ("epochs", "batch_size", "record_every")],
+    (
+        {"train.gradient": "adjoint", "train.solver": "dopri5@1e-3", "train.autocast": "bf16"},
+        "train: gradient `adjoint` goes without autocast",
+    ),
     ({"train.lr": 0}, "train: lr must be positive, got 0"),
     *[({"train.momentum": value}, "train: momentum must lie in [0, 1), got") for value in (-0.1, 1)],
     ({"train.optimiser": "adam", "train.momentum": 0.9}, "train: momentum belongs to sgd, not to adam"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ def test_a_row_per_solver_over_the_whole_split(trained):
     assert [row.num_evals for row in found[:3]] == [2, 7, 8]
     assert found[3].num_evals > 8
     assert found[3].num_accepted >= 1
+    assert not Path(trained[2].resume(trained[1])).exists()
 
 
 def test_the_training_solver_agrees_with_itself(trained):

@@ -82,7 +82,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, kind):
         assert not Path(paths.model(job)).exists()
     assert attempts > 2
     assert results(paths, job) == whole
-    assert not Path(paths.resume(job)).exists()
+    assert Path(paths.resume(job)).exists()  # until the job is judged
     outcomes = [a.outcome for a in read_records(AttemptRecord, paths.attempts(job))]
     assert outcomes == ["interrupted"] * (attempts - 1) + ["finished"]
 

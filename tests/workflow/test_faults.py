@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
-from test_plan import planned
+from test_dag import planned
+from workplace import SMALL, Workplace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -18,8 +18,6 @@ LONG = SMALL.read_text().replace("epochs: 3", "epochs: 60").replace("seed: [0, 1
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The longer experiment, run whole."""
-    from conftest import Workplace
-
     workplace = Workplace(tmp_path_factory.mktemp("undisturbed"))
     code, output = workplace.snakemake(experiment=long_experiment(workplace))
     assert code == 0, output
@@ -157,3 +155,4 @@ def test_an_unwritable_results_folder_is_one_line(workplace):
     done = subprocess.run(workplace.command(), env=workplace.environment, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "results" in done.stderr
+    assert "Traceback" not in done.stderr

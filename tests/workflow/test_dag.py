@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import yaml
-from conftest import ROOT, SMALL
+from workplace import ROOT, SMALL
 
 
 def planned(output):
