@@ -7,37 +7,16 @@ import json
 import re
 import string
 import typing
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from written import FOLDER, JOB, STEM, job
 
 from gode_core.bases import BASES, KNOTS, clamped
 from pipeline.config import BasisConfig, JobConfig, canonical, job_id, load_job, read_job
 
-JOB: dict[str, Any] = {
-    "data": {"name": "digits"},
-    "model": {"network": "raw", "family": "gode", "width": 8, "basis": {"degree": 1, "num_coefficients": 4}},
-    "train": {"solver": "rk4@4", "epochs": 2, "batch_size": 64, "optimiser": "sgd", "lr": 0.1},
-}
 SPHERES = {"data": {"name": "spheres", "dimension": 2}}
-FOLDER = {"data.name": "imagefolder", "data.folder": "birds", "data.image_size": 32, "data.num_classes": 5}
-STEM = {"model.network": "stem", "model.field": "preactivation"}
-
-
-def job(**changes: Any) -> dict[str, Any]:
-    """The data of `JOB` with some places changed: job(**{"train.lr": 0.2}). `...` leaves the place out."""
-    data = deepcopy(JOB)
-    for path, value in changes.items():
-        *sections, name = path.split(".")
-        section = data
-        for key in sections:
-            section = section[key]
-        section[name] = value
-        if value is ...:
-            del section[name]
-    return data
 
 
 def refusal(data: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from test_collect import load
-from tiny import TINY, Tiny, dump, empty_database, files_below, published_once, shown
+from tiny import TINY, Tiny, dump, files_below, shown
 
 from gode_core.solvers import ADAPTIVE_METHODS, TABLEAUS, Adaptive, Fixed, parse_solver
 from pipeline import publish as stage
@@ -17,19 +17,6 @@ from pipeline.config import canonical
 from pipeline.publish import MlflowClient
 from pipeline.records import EvaluationRecord, TrainingRecord, read_records, write_records
 from pipeline.view import CURVES, MEASURES, plain_solver
-
-
-@pytest.fixture
-def tiny(tmp_path, tmp_path_factory, monkeypatch) -> Tiny:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Tiny(tmp_path, empty_database(tmp_path_factory.getbasetemp()))
-
-
-@pytest.fixture
-def once(tmp_path_factory, monkeypatch) -> Tiny:
-    """Published without a disturbance; not to be changed."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return published_once(tmp_path_factory.getbasetemp())
 
 
 def test_every_job_is_shown_whole(once):

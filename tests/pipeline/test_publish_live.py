@@ -13,25 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import Tiny, attempt, empty_database, files_below, published_once, shown
+from tiny import attempt, files_below, shown
 
 from pipeline.paths import Paths
 from pipeline.publish import follow, publish
 from pipeline.records import AttemptRecord, TrainingRecord, append_record, read_records, write_records
 from pipeline.target import Target, alone
-
-
-@pytest.fixture
-def tiny(tmp_path, tmp_path_factory, monkeypatch) -> Tiny:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Tiny(tmp_path, empty_database(tmp_path_factory.getbasetemp()))
-
-
-@pytest.fixture
-def once(tmp_path_factory, monkeypatch) -> Tiny:
-    """Published without a disturbance; not to be changed."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return published_once(tmp_path_factory.getbasetemp())
 
 
 def test_a_run_grows_with_its_training(tiny, once):
