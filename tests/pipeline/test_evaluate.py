@@ -102,6 +102,15 @@ def test_a_solve_that_blows_up_is_a_row():
         assert tally.correct <= 50 - tally.failed
 
 
+def test_nothing_agrees_with_a_training_solver_that_failed():
+    config = small_job()
+    split = load_split(config.data, "validation", "data")
+    batches = evaluation_batches(split, config.data, batch_size=50, device="cpu")
+    trained_with, fine = parse_solver("dopri5@1e-5"), parse_solver("euler@4")
+    (tally,) = evaluate(build_network(config), trained_with, [fine], batches, max_steps=1)
+    assert (tally.status, tally.failed, tally.agreed) == ("ok", 0, 0)
+
+
 def test_rows_are_json_without_nan(trained):
     config, job, paths = trained
     judging = Judging(solvers=("dopri5@1e-5",), max_steps=1)

@@ -146,6 +146,21 @@ def test_seed_names_the_numbers(tmp_path):
     assert first[0] != other[0]
 
 
+def test_trained_again_with_other_code_it_begins_anew(tmp_path, monkeypatch):
+    """With the same code a finished checkpoint gives the same files at once; with other code it is no use."""
+    config = small_job()
+    paths, job = write_job(tmp_path, config)
+    train(config, job, paths, on_cpu(), never)
+    first = results(paths, job)
+    train(config, job, paths, on_cpu(), never)
+    assert results(paths, job) == first
+    for module in ("train", "training"):
+        monkeypatch.setattr(f"pipeline.{module}.code_fingerprint", lambda: "other")
+    train(config, job, paths, on_cpu(), never)
+    assert {row.code for row in read_records(TrainingRecord, paths.training(job))} == {"other"}
+    assert [a.from_step for a in read_records(AttemptRecord, paths.attempts(job))] == [0, 8, 0]
+
+
 def test_records_are_the_epochs(tmp_path):
     config = small_job(epochs=5, record_every=2)
     paths, job = write_job(tmp_path, config)
