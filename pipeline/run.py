@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ class Run:
             for key in config:
                 if key not in SETTINGS and key not in of_experiment:
                     raise ValueError(f"--config: {unknown_key(key, list(SETTINGS))}")
+            _need_folder(Path(str(config.get("results", SETTINGS["results"]))))
         except ValueError as error:
             sys.exit(f"error: {error}")
         settings = SETTINGS | {key: config[key] for key in SETTINGS if key in config}
@@ -99,6 +101,15 @@ class Run:
         experiment_id = json.loads(published.read_text())["experiment_id"]
         mlflow = Target.of(None, self.paths).farewell(experiment_id)
         return f"\nThe report: {self.paths.report(self.name)}\nMLflow:     {mlflow}\n"
+
+
+def _need_folder(root: Path) -> None:
+    """Raises ValueError unless results can be written there: before any job, when Snakemake would show a traceback."""
+    there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there}: is no folder; results go below one: choose another with `--config results=FOLDER`")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there}: may not be written; choose another folder with `--config results=FOLDER`")
 
 
 def _relative(file: str) -> str:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import provenance
+from pipeline import run as run_module
 from pipeline.run import Run
 
 SMALL = Path(__file__).parents[1] / "workflow" / "small.yaml"
@@ -34,6 +35,12 @@ def test_bad_input_ends_in_one_line(config, files):
         Run.of(config, files)
     assert str(ended.value).startswith("error: ")
     assert "\n" not in str(ended.value)
+
+
+def test_a_results_folder_that_may_not_be_written_is_refused_before_any_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module.os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(SystemExit, match="may not be written; choose another folder"):
+        Run.of({"results": str(tmp_path / "deep" / "er")}, [SMALL])
 
 
 def test_a_data_set_is_proved_once_and_asked_for_with_what_belongs_to_it(tmp_path):

@@ -46,5 +46,13 @@ def test_an_unknown_setting_is_one_line(workplace):
     assert "Traceback" not in output
 
 
+def test_a_results_folder_that_is_none_is_one_line(workplace):
+    (workplace.folder / "results").write_text("a file is in the way")
+    code, output = workplace.snakemake()
+    assert code != 0
+    assert "results: is no folder" in output
+    assert "Traceback" not in output
+
+
 def test_small_yaml_is_what_it_says():
     assert yaml.safe_load(SMALL.read_text())["job"]["train"]["epochs"] <= 3
