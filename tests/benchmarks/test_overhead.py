@@ -55,5 +55,5 @@ def test_a_solve_costs_what_the_hand_written_resnet_costs():
     print(f"\nforward and backward, against {N} blocks by hand ({1000 * by_hand:.0f} ms):")
     print(f"  degree 0, {N} coefficients: {by_pieces / by_hand:.3f}")
     print(f"  degree 3, 8 coefficients: {by_spline / by_hand:.3f}")
-    assert by_pieces / by_hand < 1.25  # seen: 1.01 to 1.11; a stray copy or cast per step costs more
-    assert by_spline / by_hand < 1.25
+    assert by_pieces / by_hand < 1.15
+    assert by_spline / by_hand < 1.15
