@@ -141,6 +141,8 @@ def constant() -> BSpline:
 KNOTS = {"clamped": clamped, "unclamped": unclamped}
 BASES = {"bspline": BSpline}
 
+Basis = BSpline
+
 
 def exact(x: Fraction | float | str) -> Fraction:
     """The number as written: 0.3 is 3/10 and "1/3" a third, so that steps can meet the knots that were meant."""
@@ -189,7 +191,7 @@ class Moment:
 Times = StageTimes | Moment
 
 
-def basis_rows(basis: BSpline, times: Times) -> tuple[list[tuple[float, ...]], list[int]]:
+def basis_rows(basis: Basis, times: Times) -> tuple[list[tuple[float, ...]], list[int]]:
     """The basis at all the times: the distinct rows, and for each time the index of its row.
 
     A constant basis has one row, a piecewise constant one a row per piece that is met, whatever the number of steps.

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gode_core.bases import BSpline, Moment, StageTimes, Times
-from gode_core.layers import ConcatTime, DepthConv, DepthGroupNorm, DepthLinear, Depths, Function, ReLU
+from gode_core.bases import Basis, Moment, StageTimes, Times
+from gode_core.layers import ConcatTime, DepthConv, DepthGroupNorm, DepthLinear, Depths, Function, ReLU, weights_at
 
 
 class Field(nn.Module):
@@ -22,7 +22,7 @@ class Field(nn.Module):
     `at(times)` gives f as a function of h alone for each time; `field(t, h)` is f for a float t.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], basis: BSpline, scale: float = 1.0):
+    def __init__(self, layers: Sequence[nn.Module], basis: Basis, scale: float = 1.0):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.basis = basis
@@ -30,9 +30,22 @@ class Field(nn.Module):
         self._depths: dict[tuple[Times, torch.dtype, torch.device], Depths] = {}
 
     def at(self, times: Times) -> list[Function]:
+        return self.functions(times, self.weights(times))
+
+    def weights(self, times: Times) -> list[list[dict[str, Tensor]]]:
+        """For each time and layer the values of the layer's parameters, by name."""
         depths = self._depths_of(times)
-        columns = [layer.at(depths) for layer in self.layers]  # type: ignore[operator]
-        return [partial(_in_turn, functions, self.scale) for functions in zip(*columns)]
+        layers = [{name: weights_at(p, depths) for name, p in layer.named_parameters()} for layer in self.layers]
+        return [
+            [{name: values[i] for name, values in layer.items()} for layer in layers] for i in range(len(depths.times))
+        ]
+
+    def functions(self, times: Times, weights: list[list[dict[str, Tensor]]]) -> list[Function]:
+        """f as a function of h alone for each time, with these weights."""
+        return [
+            partial(_in_turn, [layer.at(t, **values) for layer, values in zip(self.layers, each)], self.scale)  # type: ignore[operator]
+            for t, each in zip(self._depths_of(times).times, weights)
+        ]
 
     def forward(self, t: float, h: Tensor) -> Tensor:
         return self.at(Moment(float(t)))[0](h)
@@ -61,9 +74,7 @@ def _in_turn(functions: Sequence[Function], scale: float, h: Tensor) -> Tensor:
     return h if scale == 1.0 else scale * h
 
 
-def bottleneck(
-    channels: int, width: int, dims: int, basis: BSpline, vary_all: bool = True, scale: float = 1.0
-) -> Field:
+def bottleneck(channels: int, width: int, dims: int, basis: Basis, vary_all: bool = True, scale: float = 1.0) -> Field:
     """1x1 - ReLU - 3x3 - ReLU - 1x1 with biases, no norm, no time (Ott et al. 2021, their `odenet`): (B, channels, ...)
     to itself, `width` channels inside, over `dims` = 1 or 2 dimensions."""
     a = basis.num_coefficients
@@ -78,7 +89,7 @@ def bottleneck(
     return Field(layers, basis, scale)
 
 
-def perceptron(d: int, width: int, basis: BSpline, vary_all: bool = True, scale: float = 1.0) -> Field:
+def perceptron(d: int, width: int, basis: Basis, vary_all: bool = True, scale: float = 1.0) -> Field:
     """Linear - ReLU - linear - ReLU - linear over the last axis, `width` inside: (B, 1, d) to itself (Ott et al. 2021,
     their `linear_odenet`)."""
     a = basis.num_coefficients
@@ -93,7 +104,7 @@ def perceptron(d: int, width: int, basis: BSpline, vary_all: bool = True, scale:
     return Field(layers, basis, scale)
 
 
-def preactivation(channels: int, num_groups: int, basis: BSpline, vary_all: bool = True, scale: float = 1.0) -> Field:
+def preactivation(channels: int, num_groups: int, basis: Basis, vary_all: bool = True, scale: float = 1.0) -> Field:
     """norm - ReLU - 3x3 - norm - ReLU - 3x3 without biases (Yu, Miao, Wu 2022; pre-activation ResNets)."""
     a = basis.num_coefficients
     norms = a if vary_all else 1
@@ -108,7 +119,7 @@ def preactivation(channels: int, num_groups: int, basis: BSpline, vary_all: bool
     return Field(layers, basis, scale)
 
 
-def concat_time(channels: int, num_groups: int, basis: BSpline, vary_all: bool = True, scale: float = 1.0) -> Field:
+def concat_time(channels: int, num_groups: int, basis: Basis, vary_all: bool = True, scale: float = 1.0) -> Field:
     """norm - ReLU - 3x3 - norm - ReLU - 3x3 - norm, with biases and t as a channel of each convolution: the Neural ODE
     that the Neural-GODE authors compare with (Chen et al. 2018, their MNIST example)."""
     a = basis.num_coefficients

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from gode_core.bases import Moment, StageTimes, exact
 from gode_core.fields import Field
 from gode_core.layers import Function
-from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Fixed, Solver
+from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Fixed, Layers, Solver
 
 Gradient = Literal["direct", "checkpoint", "adjoint"]
 Status = Literal["ok", "nonfinite", "budget", "underflow"]
@@ -83,12 +83,21 @@ def integrate(
     max_steps: attempted steps after which an adaptive solve is given up with status `budget`.
     Raises ValueError for a gradient or depth that the solver cannot give, or an adaptive solve of a 16-bit state.
     """
+    if isinstance(solver, Layers):
+        raise ValueError(f"{solver} is no solver of an ODE: it names the layers of a discrete net")
     wanted = [exact(t) for t in depths]
     if any(not 0 <= t <= 1 for t in wanted) or any(a >= b for a, b in pairwise(wanted)):
         raise ValueError(f"depths must increase within [0, 1], got {list(map(str, depths))}")
+    begin_solve, end_solve = getattr(field, "begin_solve", None), getattr(field, "end_solve", None)
+    if begin_solve is not None:
+        begin_solve()
     if isinstance(solver, Fixed):
-        return _fixed(field, h0, solver, gradient, wanted)
-    return _Adaptive(field, solver, gradient, max_steps).solve(h0, wanted)
+        solution = _fixed(field, h0, solver, gradient, wanted)
+    else:
+        solution = _Adaptive(field, solver, gradient, max_steps).solve(h0, wanted)
+    if end_solve is not None:
+        end_solve()
+    return solution
 
 
 def _functions(field: Callable[[float, Tensor], Tensor], times: StageTimes) -> list[Function]:

@@ -1,8 +1,9 @@
 """Layers whose weights are functions of depth, theta(t) = sum_a phi_a(t) theta_a.
 
-A layer holds coefficients (A, *shape), and `at(depths)` gives the layer as a function of h alone for each depth. The
-weights for all depths come from one product of the basis table with the coefficients, so that the spline costs next to
-nothing beside the convolution. A layer with one coefficient is constant in depth, whatever the basis.
+A layer's parameters are coefficients (A, *shape); a parameter with one coefficient is constant in depth, whatever the
+basis. `layer.at(t, **weights)` is the layer as a function of h alone, given the values of its parameters at depth t:
+where they come from (a basis, an ODE of their own) is the field's business. The values at all depths come from one
+product of the basis table with the coefficients, so that the spline costs next to nothing beside the convolution.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gode_core.bases import BSpline, Times, basis_rows
+from gode_core.bases import Basis, Times, basis_rows
 
 Function = Callable[[Tensor], Tensor]
 
@@ -33,7 +34,7 @@ class Depths:
     index: list[int]
 
     @staticmethod
-    def of(basis: BSpline, times: Times, like: Tensor) -> Depths:
+    def of(basis: Basis, times: Times, like: Tensor) -> Depths:
         """The table is computed in float64 and has the dtype and device of `like`."""
         rows, index = basis_rows(basis, times)
         floats = [float(t) for t, _ in times.points()]
@@ -78,11 +79,8 @@ class DepthConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_biases, c_out)) if num_biases else None
         self._convolve = {1: F.conv1d, 2: F.conv2d}[dims]
 
-    def at(self, depths: Depths) -> list[Function]:
-        weights = weights_at(self.weight, depths)
-        biases = [None] * len(weights) if self.bias is None else weights_at(self.bias, depths)
-        padding = self.weight.shape[-1] // 2
-        return [partial(self._convolve, weight=w, bias=b, padding=padding) for w, b in zip(weights, biases)]
+    def at(self, t: float, weight: Tensor, bias: Tensor | None = None) -> Function:
+        return partial(self._convolve, weight=weight, bias=bias, padding=weight.shape[-1] // 2)
 
 
 class DepthLinear(nn.Module):
@@ -93,10 +91,8 @@ class DepthLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_kernels, d_out, d_in))
         self.bias = nn.Parameter(torch.empty(num_biases, d_out)) if num_biases else None
 
-    def at(self, depths: Depths) -> list[Function]:
-        weights = weights_at(self.weight, depths)
-        biases = [None] * len(weights) if self.bias is None else weights_at(self.bias, depths)
-        return [partial(F.linear, weight=w, bias=b) for w, b in zip(weights, biases)]
+    def at(self, t: float, weight: Tensor, bias: Tensor | None = None) -> Function:
+        return partial(F.linear, weight=weight, bias=bias)
 
 
 class DepthGroupNorm(nn.Module):
@@ -109,21 +105,20 @@ class DepthGroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_coefficients, channels))
         self.bias = nn.Parameter(torch.zeros(num_coefficients, channels))
 
-    def at(self, depths: Depths) -> list[Function]:
-        pairs = zip(weights_at(self.weight, depths), weights_at(self.bias, depths))
-        return [partial(F.group_norm, num_groups=self.num_groups, weight=w, bias=b) for w, b in pairs]
+    def at(self, t: float, weight: Tensor, bias: Tensor) -> Function:
+        return partial(F.group_norm, num_groups=self.num_groups, weight=weight, bias=bias)
 
 
 class ReLU(nn.Module):
-    def at(self, depths: Depths) -> list[Function]:
-        return [torch.relu] * len(depths.index)
+    def at(self, t: float) -> Function:
+        return torch.relu
 
 
 class ConcatTime(nn.Module):
     """Adds t as a channel, in front: (B, C, ...) -> (B, C + 1, ...) (Chen et al. 2018, their MNIST example)."""
 
-    def at(self, depths: Depths) -> list[Function]:
-        return [partial(_with_time, t) for t in depths.times]
+    def at(self, t: float) -> Function:
+        return partial(_with_time, t)
 
 
 def _with_time(t: float, h: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gode_core.bases import BSpline
+from gode_core.bases import Basis
 from gode_core.fields import Field, bottleneck, perceptron
 from gode_core.integrate import Gradient, Solution, integrate, prepare
 from gode_core.layers import groups
@@ -122,7 +122,7 @@ def raw_network(
     shape: tuple[int, ...],
     classes: int,
     width: int,
-    basis: BSpline,
+    basis: Basis,
     *,
     pad_channels: int | None = None,
     dense: bool = False,

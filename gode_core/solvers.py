@@ -160,7 +160,26 @@ class Adaptive:
         return f"{self.method}@rtol={_number(self.rtol)},atol={_number(self.atol)}"
 
 
-Solver = Fixed | Adaptive
+@dataclass(frozen=True)
+class Layers:
+    """No solver: the layers of a discrete net, whose update rule is its own. `counts`: how many in each block of the
+    network, one number if all have the same. Nothing else can judge such a net, and it judges no other."""
+
+    counts: tuple[int, ...]
+
+    def __post_init__(self):
+        if not self.counts or min(self.counts) < 1:
+            raise ValueError(f"the number of layers must be at least 1, as in `layers@8`, got {self.counts}")
+
+    def count(self, block: int) -> int:
+        """Layers of block number `block`, from 0."""
+        return self.counts[0] if len(self.counts) == 1 else self.counts[block]
+
+    def __str__(self) -> str:
+        return "layers@" + "-".join(map(str, self.counts))
+
+
+Solver = Fixed | Adaptive | Layers
 
 _NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 _TOLERANCES = re.compile(r"rtol=([^,]+),atol=([^,]+)")
@@ -171,6 +190,8 @@ def parse_solver(text: str) -> Solver:
     """The inverse of `str(solver)`. Raises ValueError that names the text, what is wrong and what is allowed."""
     method, _, rest = text.partition("@")
     try:
+        if method == "layers":
+            return _parse_layers(rest)
         _check_method(method, TABLEAUS | ADAPTIVE_METHODS)
         return _parse_fixed(method, rest) if method in TABLEAUS else _parse_adaptive(method, rest)
     except ValueError as error:
@@ -181,6 +202,12 @@ def _parse_fixed(method: str, steps: str) -> Fixed:
     if not re.fullmatch(r"[0-9]{1,9}", steps):
         raise ValueError(f"`{method}` has fixed steps; write `{method}@8` for 8 of them")
     return Fixed(method, int(steps))
+
+
+def _parse_layers(counts: str) -> Layers:
+    if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})*", counts):
+        raise ValueError("write `layers@8` for 8 layers in each block, or `layers@2-3-5-2` for each of four")
+    return Layers(tuple(map(int, counts.split("-"))))
 
 
 def _parse_adaptive(method: str, text: str) -> Adaptive:
