@@ -6,21 +6,62 @@ Times are exact: a fixed-step solve asks at rational times, and which piece of a
 by comparing fractions, never by rounding a float (a float lookup leaves whole layers untrained for most depths).
 At a knot where the basis jumps, a stage says from which side it looks: the last stage of a step belongs to the step.
 
+    bspline     B-splines of any degree on knots: layers (degree 0), hats (degree 1), smooth curves
+    hat         piecewise linear between given nodes: the coefficients are the values there
+    fourier     1, cos 2 pi t, sin 2 pi t, cos 4 pi t, ...: periodic, theta(0) = theta(1)
+    legendre    Legendre polynomials, orthogonal over depth
+    chebyshev   Chebyshev polynomials
+
+Size: all |phi_a| <= 1, so |theta(t)| <= sum_a |theta_a|. Where the basis sums to one, theta(t) is a mean of the
+coefficients, whatever their number. The other kinds begin with phi_1 = 1, so theta_1 alone is a Neural ODE, and A
+independent coefficients of equal variance make theta larger than one of them: its variance over depth is (A + 1) / 2
+times theirs (Fourier). Begin such a model with theta_1 drawn and the others zero, or small.
+
 No torch here: planning an experiment checks bases too.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
+from gode_core.smooth_bases import Chebyshev, Depth, Fourier, Legendre
 from gode_core.solvers import TABLEAUS
 
-Depth = Fraction | float
+
+class Basis(Protocol):
+    """What all kinds keep. A protocol, not a union: learnable knots (`free_knots`) keep it too, with torch."""
+
+    @property
+    def num_coefficients(self) -> int: ...
+
+    @property
+    def breaks(self) -> tuple[Fraction, ...]:
+        """Where in (0, 1) a derivative or the value may jump, increasing: a solver must not step across them."""
+        ...
+
+    @property
+    def sums_to_one(self) -> bool:
+        """True if sum_a phi_a(t) = 1 on all of [0, 1]."""
+        ...
+
+    def constant_coefficients(self) -> tuple[float, ...]:
+        """The coefficients of theta(t) = 1. Raises ValueError if the basis has no constants."""
+        ...
+
+    def continuity(self, k: Fraction) -> int:
+        """How many derivatives are continuous at the break k: 0 at a kink, -1 where the value itself may jump."""
+        ...
+
+    def row(self, t: Depth, from_left: bool = False) -> tuple[float, ...]:
+        """(phi_1(t), ..., phi_A(t)). A jump at t is seen from the right, unless `from_left`; t outside [0, 1] is
+        read at the nearer end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,36 +100,62 @@ class BSpline:
         p = self.degree
         return self.knots[p] == 0 and self.knots[-p - 1] == 1
 
-    @cached_property
+    @property
     def breaks(self) -> tuple[Fraction, ...]:
         """The interior knots: where a derivative, or for degree 0 the value, jumps."""
         return tuple(sorted({k for k in self.knots if 0 < k < 1}))
 
+    def constant_coefficients(self) -> tuple[float, ...]:
+        """All one. Raises ValueError if the ends are not clamped: theta(t) is zero there, whatever the coefficients."""
+        if not self.sums_to_one:
+            raise ValueError(
+                "a basis whose ends are not clamped has no constants: theta(t) vanishes there; take clamped knots"
+            )
+        return (1.0,) * self.num_coefficients
+
+    def continuity(self, k: Fraction) -> int:
+        assert k in self.breaks, f"{k} is no break"
+        return self.degree - self.knots.count(k)
+
     @property
     def jumps(self) -> bool:
         """True if the value itself may jump at a break: degree 0, or a knot repeated degree + 1 times."""
-        return any(self.knots.count(k) > self.degree for k in self.breaks)
+        return any(self.continuity(k) < 0 for k in self.breaks)
 
     def row(self, t: Depth, from_left: bool = False) -> tuple[float, ...]:
         """(phi_1(t), ..., phi_A(t)). A jump at t is seen from the right, unless `from_left`; t outside [0, 1] is
         read at the nearer end, and the last piece is closed at t = 1."""
         exactly = isinstance(t, Fraction)
-        p, knots = self.degree, self.knots if exactly else self._float_knots
+        knots = self.knots if exactly else self._float_knots
         t = min(max(t, knots[0]), knots[-1])
         piece = bisect_left(knots, t) - 1 if (from_left and t > 0) or t == 1 else bisect_right(knots, t) - 1
-        # de Boor's triangle over the functions that live on the piece [knots[piece], knots[piece + 1]). Unclamped
-        # ends have pieces with fewer of them: an index outside the knot vector stands for none.
-        values: dict[int, Depth] = {piece: t * 0 + 1}
-        for d in range(1, p + 1):
-            values = {
-                i: _rise(knots, i, d, t) * values.get(i, 0) + (1 - _rise(knots, i + 1, d, t)) * values.get(i + 1, 0)
-                for i in range(max(piece - d, 0), min(piece + 1, len(knots) - d - 1))
-            }
+        values = _triangle(knots, piece, [t] * self.degree)
         return tuple(float(values.get(i, 0)) for i in range(self.num_coefficients))
+
+    def blossoms(self, piece: int, times: Sequence[Fraction]) -> list[Fraction]:
+        """The polar form of each function's polynomial on [knots[piece], knots[piece + 1]] at `degree` times: the
+        polynomial in `degree` variables, affine and symmetric in them, that is phi_a(t) at (t, ..., t)."""
+        assert len(times) == self.degree
+        assert self.knots[piece] < self.knots[piece + 1]
+        values = _triangle(self.knots, piece, times)
+        return [Fraction(values.get(i, 0)) for i in range(self.num_coefficients)]
 
     @cached_property
     def _float_knots(self) -> tuple[float, ...]:
         return tuple(float(k) for k in self.knots)
+
+
+def _triangle(knots: Sequence[Depth], piece: int, times: Sequence[Depth]) -> dict[int, Depth]:
+    """de Boor's triangle over the functions that live on the piece [knots[piece], knots[piece + 1]], a time for each
+    level; equal times give values. Unclamped ends have pieces with fewer functions: an index outside stands for none.
+    """
+    values: dict[int, Depth] = {piece: 1}
+    for d, t in enumerate(times, start=1):
+        values = {
+            i: _rise(knots, i, d, t) * values.get(i, 0) + (1 - _rise(knots, i + 1, d, t)) * values.get(i + 1, 0)
+            for i in range(max(piece - d, 0), min(piece + 1, len(knots) - d - 1))
+        }
+    return values
 
 
 def _rise(knots: Sequence[Depth], i: int, d: int, t: Depth) -> Depth:
@@ -138,10 +205,23 @@ def constant() -> BSpline:
     return clamped(0, 1)
 
 
-KNOTS = {"clamped": clamped, "unclamped": unclamped}
-BASES = {"bspline": BSpline}
+def hat(nodes: Sequence[Fraction | float | str]) -> BSpline:
+    """Piecewise linear between increasing nodes from 0 to 1; coefficient a is the value at node a. These are clamped
+    B-splines of degree 1. Raises ValueError for other nodes."""
+    points = [exact(x) for x in nodes]
+    if len(points) < 2 or points[0] != 0 or points[-1] != 1 or any(a >= b for a, b in pairwise(points)):
+        raise ValueError(f"nodes must increase from 0 to 1, got {_texts(points)}")
+    return clamped(1, len(points), points[1:-1])
 
-Basis = BSpline
+
+KNOTS = {"clamped": clamped, "unclamped": unclamped}
+BASES: dict[str, Callable[..., Basis]] = {
+    "bspline": BSpline,
+    "hat": hat,
+    "fourier": Fourier,
+    "legendre": Legendre,
+    "chebyshev": Chebyshev,
+}
 
 
 def exact(x: Fraction | float | str) -> Fraction:

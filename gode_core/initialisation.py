@@ -7,7 +7,11 @@
                         initialise the tensor with its A coefficients as one, so that weights start smaller the more
                         coefficients there are (Yu, Miao, Wu 2022, released code)
 
-Each coefficient of a weight is drawn by itself, with the fans of one slice.
+Each coefficient of a weight is drawn by itself, with the fans of one slice; of a basis without knots (Fourier,
+Legendre, Chebyshev) only the first, and the others begin at zero. A grouped convolution has fan_in k^2 c_in /
+groups and fan_out k^2 c_out, as in the released ResNeXt and in torch: its groups are not counted on the way out.
+
+The k of a linear multistep net is drawn from U(k_range) under every scheme.
 """
 
 from __future__ import annotations
@@ -17,8 +21,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gode_core.bases import Chebyshev, Fourier, Legendre
+from gode_core.evolution import Evolution
+from gode_core.fields import Field
 from gode_core.layers import DepthConv, DepthLinear
 from gode_core.networks import Network
+from gode_core.rules import Multistep
 
 SCHEMES = ("kaiming_normal", "kaiming_normal_out", "gode_release", "torch_default")
 
@@ -33,10 +41,26 @@ def initialise(network: Network, scheme: str, generator: torch.Generator) -> Non
                 _draw_weight(kernel, scheme, generator, num_coefficients=len(module.weight))
             for bias in () if module.bias is None else module.bias.data:
                 _draw_bias(bias, module.weight.data[0], scheme, generator)
+        elif isinstance(module, Evolution):
+            module.draw(generator)
+        elif isinstance(module, Multistep):
+            if module.k is not None:
+                module.k.data.uniform_(*module.k_range, generator=generator)
         elif isinstance(module, nn.Conv2d | nn.Linear):
             _draw_weight(module.weight.data, scheme, generator, num_coefficients=1)
             if module.bias is not None:
                 _draw_bias(module.bias.data, module.weight.data, scheme, generator)
+    for module in network.modules():
+        if isinstance(module, Field) and isinstance(module.basis, Fourier | Legendre | Chebyshev):
+            _start_constant(module)
+
+
+def _start_constant(field: Field) -> None:
+    """theta(t) = theta_1: of these bases the first function is 1, and the others reach over all depths, so that drawn
+    alike they would make weights several times as large as one coefficient's."""
+    for parameter in field.layers.parameters():
+        if len(parameter) > 1:
+            parameter.data[1:] = 0
 
 
 def _draw_weight(weight: Tensor, scheme: str, generator: torch.Generator, num_coefficients: int) -> None:

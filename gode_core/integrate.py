@@ -1,65 +1,31 @@
 """integrate(field, h0, solver, gradient=...) -> Solution: dh/dt = f(t, h) over [0, 1].
 
-The only module that knows torchdiffeq. Fixed-step solves are a plain loop of our own: exactly n steps, times from the
-step number, no host read of a device value, one torch.compile graph. Adaptive solves are torchdiffeq's, one call for
-each smooth piece of the field, so that no step crosses a knot and nothing is asked beyond the piece's ends.
+The only module that knows torchdiffeq. Fixed-step solves are a plain loop of our own (`stepping`), implicit steps an
+iteration of our own (`implicit`). Adaptive solves are torchdiffeq's, one call for each smooth piece of the field, so
+that no step crosses a knot and nothing is asked beyond the piece's ends.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from gode_core.bases import Moment, StageTimes, exact
+from gode_core import stepping
+from gode_core.bases import Moment, exact
+from gode_core.depth_norms import refuse_batch_norm
+from gode_core.evolution import Coupled
 from gode_core.fields import Field
-from gode_core.layers import Function
-from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Fixed, Layers, Solver
-
-Gradient = Literal["direct", "checkpoint", "adjoint"]
-Status = Literal["ok", "nonfinite", "budget", "underflow"]
-
-
-@dataclass
-class Solution:
-    """The end of a solve.
-
-    h1: the state at t = 1, or the last accepted one at `t` < 1 if the solve was given up.
-    states: the states at the depths asked for, as far as they were reached.
-    num_evals: calls of the field; num_accepted, num_rejected: steps.
-    """
-
-    h1: Tensor
-    states: list[Tensor]
-    num_evals: int
-    num_accepted: int
-    num_rejected: int = 0
-    t: float = 1.0
-    stopped: Status | None = None
-
-    @property
-    def status(self) -> Status:
-        """`ok`; `nonfinite`: the state or the field became inf or nan; `budget`: max_steps were not enough;
-        `underflow`: the step fell below what the time's precision can add. Reads the device once."""
-        if self.stopped is not None:
-            return self.stopped
-        return "ok" if bool(torch.isfinite(self.h1).all()) else "nonfinite"
-
-
-class SolveFailed(RuntimeError):
-    """An adaptive solve was given up. Reaches the caller from an adjoint's backward pass only."""
-
-    def __init__(self, status: Status, t: float = math.nan):
-        super().__init__(f"the solve was given up at t = {t:g}: {status}")
-        self.status: Status = status
+from gode_core.implicit import ImplicitSolve
+from gode_core.solution import Gradient, Solution, SolveFailed
+from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Fixed, Implicit, Layers, Solver, num_evals
+from gode_core.stepping import breaks_of, fixed_solve
 
 
 def integrate(
@@ -77,90 +43,87 @@ def integrate(
     gradient: `direct` backpropagates through the steps. `checkpoint` (fixed steps) does the same, recomputing runs of
         about sqrt(n) steps: the same gradient, memory that grows with sqrt(n). `adjoint` (adaptive) solves the
         continuous adjoint backwards; for fixed steps it is refused, since its gradient is that of another function
-        (wrong by half for 2 Euler steps).
-    depths: increasing times in [0, 1] at which the state is wanted too; a fixed-step solver must have steps that end
-        there.
+        (wrong by half for 2 Euler steps). Implicit steps have `direct` alone, by the implicit function theorem.
+    depths: increasing times in [0, 1] at which the state is wanted too; a solver with fixed steps, explicit or
+        implicit, must have steps that end there.
     max_steps: attempted steps after which an adaptive solve is given up with status `budget`.
-    Raises ValueError for a gradient or depth that the solver cannot give, or an adaptive solve of a 16-bit state.
+    Raises ValueError for a gradient or depth that the solver cannot give, an adaptive solve of a 16-bit state, or a
+        plain BatchNorm in the field.
     """
     if isinstance(solver, Layers):
         raise ValueError(f"{solver} is no solver of an ODE: it names the layers of a discrete net")
     wanted = [exact(t) for t in depths]
     if any(not 0 <= t <= 1 for t in wanted) or any(a >= b for a, b in pairwise(wanted)):
         raise ValueError(f"depths must increase within [0, 1], got {list(map(str, depths))}")
+    if isinstance(field, nn.Module) and not torch.compiler.is_compiling():
+        refuse_batch_norm(field)
     begin_solve, end_solve = getattr(field, "begin_solve", None), getattr(field, "end_solve", None)
     if begin_solve is not None:
         begin_solve()
     if isinstance(solver, Fixed):
         solution = _fixed(field, h0, solver, gradient, wanted)
+    elif isinstance(solver, Implicit):
+        solution = _implicit(field, h0, solver, gradient, wanted)
     else:
-        solution = _Adaptive(field, solver, gradient, max_steps).solve(h0, wanted)
+        solution = _adaptive(field, h0, solver, gradient, max_steps, wanted)
     if end_solve is not None:
         end_solve()
     return solution
 
 
-def _functions(field: Callable[[float, Tensor], Tensor], times: StageTimes) -> list[Function]:
-    """The field at each stage time, as a function of h alone."""
-    if hasattr(field, "at"):
-        return field.at(times)  # type: ignore[attr-defined]
-    return [partial(field, float(t)) for t, _ in times.points()]
-
-
 def _fixed(field, h0: Tensor, solver: Fixed, gradient: Gradient, wanted: list[Fraction]) -> Solution:
-    n = solver.num_steps
     if gradient == "adjoint":
         raise ValueError(f"gradient `adjoint` needs an adaptive solver, got {solver}; take `direct` or `checkpoint`")
+    after = _steps_before(wanted, solver)
+    states = fixed_solve(field, h0, solver, gradient == "checkpoint" and torch.is_grad_enabled(), after)
+    n = solver.num_steps
+    return Solution(states[n], [states[number] for number in after], num_evals(solver, breaks_of(field)), n)
+
+
+def _implicit(field, h0: Tensor, solver: Implicit, gradient: Gradient, wanted: list[Fraction]) -> Solution:
+    if gradient != "direct":
+        raise ValueError(
+            f"gradient `{gradient}` is not for {solver}: take `direct`, whose memory does not grow with the iterations"
+        )
+    if h0.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{solver} needs a float32 or float64 state, got {h0.dtype}")
+    after = _steps_before(wanted, solver)
+    solve = ImplicitSolve(field, solver)
+    states = solve.run(h0, after)
+    n = solve.num_steps
+    reached = [states[number] for number in after if number <= n]
+    return Solution(states[n], reached, solve.num_evals, n, t=n / solver.num_steps, stopped=solve.stopped)
+
+
+def _steps_before(wanted: list[Fraction], solver: Fixed | Implicit) -> list[int]:
+    """The number of steps that end at each of the depths."""
+    n = solver.num_steps
     if off := [t for t in wanted if (t * n).denominator != 1]:
         raise ValueError(f"{solver} has no step that ends at {off[0]}; its steps end at multiples of 1/{n}")
-    recompute = gradient == "checkpoint" and torch.is_grad_enabled()
-    ends = sorted({*_run_ends(n, recompute), *(int(t * n) for t in wanted)})
-    h, states = h0, {0: h0}
-    for first, last in pairwise(ends):
-        if recompute:
-            h: Tensor = checkpoint(_steps, field, h, solver, first, last, use_reentrant=False)  # type: ignore[assignment]
-        else:
-            h = _steps(field, h, solver, first, last)
-        states[last] = h
-    return Solution(h, [states[int(t * n)] for t in wanted], solver.num_evals, n)
-
-
-def _run_ends(num_steps: int, recompute: bool) -> list[int]:
-    """The steps where a run of steps begins or ends: one run, or about sqrt(num_steps) of them."""
-    run = max(1, math.isqrt(num_steps)) if recompute else num_steps
-    return [*range(0, num_steps, run), num_steps]
+    return [int(t * n) for t in wanted]
 
 
 def prepare(field: Field, solver: Fixed, gradient: Gradient = "direct") -> None:
     """Make the field's tables for a solve: once before torch.compile traces it."""
     for recompute in {False, gradient == "checkpoint"}:
-        for first, last in pairwise(_run_ends(solver.num_steps, recompute)):
-            field.prepare(StageTimes(solver.method, solver.num_steps, first, last))
+        stepping.prepare(field, solver, recompute)
 
 
-def _steps(field, h: Tensor, solver: Fixed, first: int, last: int) -> Tensor:
-    """Steps `first` .. `last` - 1 of a fixed-step solve."""
-    tableau, step = solver.tableau, 1.0 / solver.num_steps
-    functions = iter(_functions(field, StageTimes(solver.method, solver.num_steps, first, last)))
-    for _ in range(first, last):
-        slopes: list[Tensor] = []
-        for row in tableau.float_a:
-            slopes.append(next(functions)(_sum(h, row, slopes, step)))
-        h = _sum(h, tableau.float_b, slopes, step)
-    return h
-
-
-def _sum(h: Tensor, weights: Sequence[float], slopes: list[Tensor], step: float) -> Tensor:
-    for weight, slope in zip(weights, slopes):
-        if weight:
-            h = torch.add(h, slope, alpha=weight * step)
-    return h
+def _adaptive(
+    field, h0: Tensor, solver: Adaptive, gradient: Gradient, max_steps: int, wanted: list[Fraction]
+) -> Solution:
+    """Weights that evolve are solved together with the state."""
+    if getattr(field, "evolution", None) is None:
+        return _Adaptive(field, solver, gradient, max_steps, _rms).solve(h0, wanted)
+    both = Coupled(field, h0.shape)
+    solution = _Adaptive(both, solver, gradient, max_steps, both.norm).solve(both.pack(h0), wanted)
+    return replace(solution, h1=both.unpack(solution.h1), states=[both.unpack(z) for z in solution.states])
 
 
 class _Adaptive:
     """One adaptive solve: its counts, and the calls of torchdiffeq."""
 
-    def __init__(self, field, solver: Adaptive, gradient: Gradient, max_steps: int):
+    def __init__(self, field, solver: Adaptive, gradient: Gradient, max_steps: int, norm: Callable[[Tensor], Tensor]):
         if gradient == "checkpoint":
             raise ValueError(
                 f"gradient `checkpoint` needs a fixed-step solver, got {solver}; take `direct` or `adjoint`"
@@ -168,6 +131,7 @@ class _Adaptive:
         if gradient == "adjoint" and not isinstance(field, nn.Module):
             raise ValueError("gradient `adjoint` needs a field that is an nn.Module: it must know the parameters")
         self.field: Any = field
+        self.norm = norm
         self.solver, self.gradient, self.max_steps = solver, gradient, max_steps
         self.next_step: float | None = None
         self.num_evals = self.num_attempts = self.num_rejected = 0
@@ -175,8 +139,7 @@ class _Adaptive:
     def solve(self, h0: Tensor, wanted: list[Fraction]) -> Solution:
         if h0.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{self.solver} needs a float32 or float64 state, got {h0.dtype}")
-        breaks = self.field.basis.breaks if hasattr(self.field, "basis") else ()
-        ends = sorted({Fraction(0), Fraction(1), *breaks, *wanted})
+        ends = sorted({Fraction(0), Fraction(1), *getattr(self.field, "breaks", ()), *wanted})
         h, states, stopped, t = h0, {Fraction(0): h0}, None, 1.0
         for start, end in pairwise(ends):
             piece = _Piece(self, float(start), float(end))
@@ -200,7 +163,7 @@ class _Adaptive:
         # step_t: a step lands on the end, instead of passing it and interpolating back. first_step: torchdiffeq would
         # choose it within the graph, where the direct gradient of a field that reads t as a number, as ours do, follows
         # it (wrong by 4e-4 at tolerance 1e-9; 2e-9 this way).
-        settings["options"] = {"step_t": times[1:], "first_step": self.next_step}
+        settings["options"] = {"step_t": times[1:], "first_step": self.next_step, "norm": self.norm}
         if self.gradient == "direct" or not torch.is_grad_enabled():
             return torchdiffeq.odeint(piece, h, times, **settings)[-1]  # type: ignore[index]
         settings["adjoint_options"] = {"step_t": times[:1]}
@@ -214,18 +177,21 @@ class _Adaptive:
         order, scale = ADAPTIVE_METHODS[self.solver.method].order, self.solver.atol + self.solver.rtol * h.abs()
         start = torch.tensor(piece.start, dtype=torch.float64)
         slope = piece(start, h)
-        d0, d1 = _rms(h / scale), _rms(slope / scale)
+        d0, d1 = self._size(h / scale), self._size(slope / scale)
         if not math.isfinite(d0 + d1):
             return 0.0  # the first step then finds the state or the field not finite
         small = 1e-6 if min(d0, d1) < 1e-5 else 0.01 * d0 / d1
-        d2 = _rms((piece(start + small, h + small * slope) - slope) / scale) / small
+        d2 = self._size((piece(start + small, h + small * slope) - slope) / scale) / small
         large = max(d1, d2)
         step = max(1e-6, 1e-3 * small) if large <= 1e-15 else (0.01 / large) ** (1 / order)
         return min(100 * small, step)
 
+    def _size(self, x: Tensor) -> float:
+        return self.norm(x.double()).item()
 
-def _rms(x: Tensor) -> float:
-    return x.double().square().mean().sqrt().item()
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
 
 
 class _Piece(nn.Module):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gode_core.bases import Basis, Times, basis_rows
+from gode_core.free_knots import FreeKnots, distinct_points
 
 Function = Callable[[Tensor], Tensor]
 
@@ -27,21 +28,32 @@ class Depths:
 
     table: (M, A), its distinct rows; None where each row picks one coefficient (a piecewise constant basis).
     index: for each time its row of the table, or the coefficient that it picks.
+    points: (M, 2), of a basis with free knots, whose table moves with them: `now` makes it.
     """
 
     times: list[float]
     table: Tensor | None
     index: list[int]
+    points: Tensor | None = None
 
     @staticmethod
     def of(basis: Basis, times: Times, like: Tensor) -> Depths:
         """The table is computed in float64 and has the dtype and device of `like`."""
-        rows, index = basis_rows(basis, times)
         floats = [float(t) for t, _ in times.points()]
+        if isinstance(basis, FreeKnots):
+            points, index = distinct_points(times, like.device)
+            return Depths(floats, None, index, points)
+        rows, index = basis_rows(basis, times)
         if all(sorted(row) == [0.0] * (len(row) - 1) + [1.0] for row in rows):
             return Depths(floats, None, [rows[i].index(1.0) for i in index])
         table = torch.tensor(rows, dtype=torch.float64).to(device=like.device, dtype=like.dtype)
         return Depths(floats, table, index)
+
+    def now(self, basis: Basis, like: Tensor) -> Depths:
+        """With the table of the knots as they stand, and their gradient. The same object for any other basis."""
+        if self.points is None or not isinstance(basis, FreeKnots):
+            return self
+        return Depths(self.times, basis.table(self.points).to(like.dtype), self.index)
 
 
 def weights_at(coefficients: Tensor, depths: Depths) -> list[Tensor]:
@@ -70,17 +82,23 @@ class DepthConv(nn.Module):
     """Convolution over 1 or 2 dimensions, `same` padding, odd kernel: (B, C_in, ...) -> (B, C_out, ...).
 
     `num_kernels` and `num_biases` are the coefficients of each: the basis's A, or 1 for constant in depth; 0 biases
-    for none.
+    for none. cardinality: groups of channels that do not mix (ResNeXt). Raises ValueError if it does not divide them.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, dims: int, num_kernels: int, num_biases: int):
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, dims: int, num_kernels: int, num_biases: int, cardinality: int = 1
+    ):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_kernels, c_out, c_in, *[kernel] * dims))
+        if c_in % cardinality or c_out % cardinality:
+            raise ValueError(f"convolution: cardinality {cardinality} does not divide {c_in} and {c_out} channels")
+        self.cardinality = cardinality
+        self.weight = nn.Parameter(torch.empty(num_kernels, c_out, c_in // cardinality, *[kernel] * dims))
         self.bias = nn.Parameter(torch.empty(num_biases, c_out)) if num_biases else None
         self._convolve = {1: F.conv1d, 2: F.conv2d}[dims]
 
     def at(self, t: float, weight: Tensor, bias: Tensor | None = None) -> Function:
-        return partial(self._convolve, weight=weight, bias=bias, padding=weight.shape[-1] // 2)
+        padding, cardinality = weight.shape[-1] // 2, self.cardinality
+        return partial(self._convolve, weight=weight, bias=bias, padding=padding, groups=cardinality)
 
 
 class DepthLinear(nn.Module):
@@ -115,14 +133,19 @@ class ReLU(nn.Module):
 
 
 class ConcatTime(nn.Module):
-    """Adds t as a channel, in front: (B, C, ...) -> (B, C + 1, ...) (Chen et al. 2018, their MNIST example)."""
+    """Adds t along an axis, in front: as a channel (B, C, ...) -> (B, C + 1, ...) (Chen et al. 2018, their MNIST
+    example), or with axis -1 as a coordinate."""
+
+    def __init__(self, axis: int = 1):
+        super().__init__()
+        self.axis = axis
 
     def at(self, t: float) -> Function:
-        return partial(_with_time, t)
+        return partial(_with_time, t, self.axis)
 
 
-def _with_time(t: float, h: Tensor) -> Tensor:
-    return torch.cat([torch.full_like(h[:, :1], t), h], dim=1)
+def _with_time(t: float, axis: int, h: Tensor) -> Tensor:
+    return torch.cat([torch.full_like(h.narrow(axis, 0, 1), t), h], dim=axis)
 
 
 def groups(num_groups: int, channels: int) -> int:

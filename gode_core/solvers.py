@@ -1,11 +1,7 @@
-"""Solvers of dh/dt = f(t, h) on [0, 1], as data.
+"""Solvers of dh/dt = f(t, h) on [0, 1], and how they are written.
 
-A *method* is a checked table of numbers; a *solver* is a method with its step count or tolerance. The solver is
-an argument of a forward pass, written `rk4@8` (8 steps of size 1/8) or `dopri5@1e-5` (rtol = atol = 1e-5).
-
-An explicit Runge-Kutta method with s stages makes the step from t to t + h
-
-    k_i = f(t + c_i h, y + h sum_j a_ij k_j)        y(t + h) = y + h sum_i b_i k_i
+A *method* is a checked table of numbers (`methods`); a *solver* is a method with its step count or tolerance. The
+solver is an argument of a forward pass, written `rk4@8` (8 steps of size 1/8) or `dopri5@1e-5` (rtol = atol = 1e-5).
 
 No torch here: planning an experiment reads these names.
 """
@@ -17,124 +13,106 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from itertools import pairwise
+from typing import Protocol
+
+from gode_core.methods import ADAPTIVE_METHODS, IMPLICIT_METHODS, MULTISTEPS, TABLEAUS, ImplicitMethod, Tableau
+
+FIXED_METHODS = TABLEAUS | MULTISTEPS
 
 
-@dataclass(frozen=True)
-class Tableau:
-    """An explicit Runge-Kutta method (Hairer, Norsett, Wanner, Solving ODEs I, II.1), in exact numbers.
-
-    Row i of `a` holds a_i1 .. a_i,i-1 (the first is empty); `b` holds the s weights. What can be derived (the nodes
-    c, the number of stages) is not asked for. Raises ValueError when the shape is wrong or a condition of the
-    stated order (1 to 4) does not hold exactly.
-    """
-
-    order: int
-    a: tuple[tuple[Fraction, ...], ...]
-    b: tuple[Fraction, ...]
-
-    def __post_init__(self):
-        if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"order must be 1, 2, 3 or 4: the conditions of others are not known, got {self.order}")
-        if [len(row) for row in self.a] != list(range(len(self.b))):
-            raise ValueError(f"row i of a must have i - 1 entries and b one per row, got {self.a} and {self.b}")
-        for condition, (found, wanted) in self._order_conditions().items():
-            if found != wanted:
-                raise ValueError(f"a method of order {self.order} has {condition} = {wanted}, got {found}")
+class Breaks(Protocol):
+    """What a solver asks of a basis: where in (0, 1) it is not smooth, and how many derivatives are continuous there
+    (-1: the value itself may jump)."""
 
     @property
-    def num_stages(self) -> int:
-        return len(self.b)
+    def breaks(self) -> tuple[Fraction, ...]: ...
 
-    @cached_property
-    def c(self) -> tuple[Fraction, ...]:
-        return tuple(sum(row, Fraction(0)) for row in self.a)
-
-    @cached_property
-    def float_a(self) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(float(x) for x in row) for row in self.a)
-
-    @cached_property
-    def float_b(self) -> tuple[float, ...]:
-        return tuple(float(x) for x in self.b)
-
-    def _order_conditions(self) -> dict[str, tuple[Fraction, Fraction]]:
-        """The eight conditions up to order 4 (Hairer et al., II.2, table 2.2); those of the stated order."""
-        b, c = self.b, self.c
-        ac = [sum((x * y for x, y in zip(row, c)), Fraction(0)) for row in self.a]
-        acc = [sum((x * y * y for x, y in zip(row, c)), Fraction(0)) for row in self.a]
-        aac = [sum((x * y for x, y in zip(row, ac)), Fraction(0)) for row in self.a]
-        trees = [
-            (1, "sum b", [Fraction(1)] * len(b), 1),
-            (2, "sum b c", list(c), 2),
-            (3, "sum b c^2", [x**2 for x in c], 3),
-            (3, "sum b a c", ac, 6),
-            (4, "sum b c^3", [x**3 for x in c], 4),
-            (4, "sum b c a c", [x * y for x, y in zip(c, ac)], 8),
-            (4, "sum b a c^2", acc, 12),
-            (4, "sum b a a c", aac, 24),
-        ]
-        return {
-            name: (sum((x * y for x, y in zip(b, terms)), Fraction(0)), Fraction(1, density))
-            for order, name, terms, density in trees
-            if order <= self.order
-        }
-
-
-def _tableau(order: int, a: str, b: str) -> Tableau:
-    """From text: rows of `a` (the empty first one left out) parted by `;`."""
-    rows = [()] + [tuple(Fraction(x) for x in row.split()) for row in a.split(";") if row.strip()]
-    return Tableau(order, tuple(rows), tuple(Fraction(x) for x in b.split()))
-
-
-TABLEAUS: dict[str, Tableau] = {
-    "euler": _tableau(1, "", "1"),
-    "midpoint": _tableau(2, "1/2", "0 1"),
-    "heun": _tableau(2, "1", "1/2 1/2"),
-    "ralston": _tableau(2, "2/3", "1/4 3/4"),
-    "ssprk3": _tableau(3, "1; 1/4 1/4", "1/6 1/6 2/3"),  # Shu and Osher 1988
-    "kutta3": _tableau(3, "1/2; -1 2", "1/6 2/3 1/6"),
-    "rk4": _tableau(4, "1/2; 0 1/2; 0 0 1", "1/6 1/3 1/3 1/6"),  # the classical one
-    "rk4_38": _tableau(4, "1/3; -1/3 1; 1 -1 1", "1/8 3/8 3/8 1/8"),  # what torchdiffeq calls "rk4"
-}
-
-
-@dataclass(frozen=True)
-class AdaptiveMethod:
-    """An embedded pair of torchdiffeq: its order and the field evaluations of one attempted step."""
-
-    order: int
-    evals_per_step: int
-
-
-ADAPTIVE_METHODS: dict[str, AdaptiveMethod] = {
-    "dopri5": AdaptiveMethod(5, 6),
-    "dopri8": AdaptiveMethod(8, 13),
-    "bosh3": AdaptiveMethod(3, 3),
-    "fehlberg2": AdaptiveMethod(2, 2),
-    "adaptive_heun": AdaptiveMethod(2, 1),
-}
+    def continuity(self, k: Fraction) -> int: ...
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """`num_steps` equal steps of an explicit Runge-Kutta method."""
+    """`num_steps` equal steps of an explicit Runge-Kutta or linear multistep method."""
 
     method: str
     num_steps: int
 
     def __post_init__(self):
-        _check_method(self.method, TABLEAUS)
-        if self.num_steps < 1:
-            raise ValueError(f"the number of steps must be at least 1, as in `{self.method}@8`, got {self.num_steps}")
+        _check_method(self.method, FIXED_METHODS)
+        _check_steps(self)
+
+    @property
+    def order(self) -> int:
+        return FIXED_METHODS[self.method].order
 
     @property
     def tableau(self) -> Tableau:
+        """Of a Runge-Kutta method."""
         return TABLEAUS[self.method]
 
     @property
     def num_evals(self) -> int:
-        return self.num_steps * self.tableau.num_stages
+        """Calls of the field in a solve; `num_evals` of this module counts those of a field with breaks."""
+        return num_evals(self)
+
+    def __str__(self) -> str:
+        return f"{self.method}@{self.num_steps}"
+
+
+def phases(solver: Fixed, basis: Breaks | None = None) -> list[tuple[str, int, int]]:
+    """(method, first, last): which method makes the steps `first` .. `last` - 1.
+
+    A linear multistep method makes its first k - 1 steps by the Runge-Kutta method that it names, at t = 0 and again at
+    each break of the basis where a step ends and the past is too rough for it: past slopes across a jump of the
+    derivative number j leave an error of order j + 1, so it starts anew where j + 1 < order. Its order then holds
+    across such breaks. At a break within a step no start would help: there every method of the module has at most
+    order j + 1.
+    """
+    n = solver.num_steps
+    if solver.method in TABLEAUS:
+        return [(solver.method, 0, n)]
+    method = MULTISTEPS[solver.method]
+    breaks = () if basis is None else basis.breaks
+    met = [k for k in breaks if n % k.denominator == 0 and basis.continuity(k) + 2 < method.order]  # type: ignore[union-attr]
+    found: list[tuple[str, int, int]] = []
+    for first, last in pairwise([0, *(int(k * n) for k in met), n]):
+        begin = min(first + method.num_steps_back, last)
+        for name, start, end in ((method.start, first, begin), (solver.method, begin, last)):
+            if found and found[-1][0] == name and start < end:
+                found[-1] = (name, found[-1][1], end)
+            elif start < end:
+                found.append((name, start, end))
+    return found
+
+
+def num_evals(solver: Fixed, basis: Breaks | None = None) -> int:
+    """Calls of the field in a solve, for a field whose weights lie on this basis (None: smooth in depth)."""
+    return sum(
+        (last - first) * (TABLEAUS[method].num_stages if method in TABLEAUS else 1)
+        for method, first, last in phases(solver, basis)
+    )
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """`num_steps` equal steps of an implicit method. How many calls of the field a step needs is found when it runs."""
+
+    method: str
+    num_steps: int
+
+    def __post_init__(self):
+        _check_method(self.method, IMPLICIT_METHODS)
+        _check_steps(self)
+
+    @property
+    def data(self) -> ImplicitMethod:
+        return IMPLICIT_METHODS[self.method]
+
+    @property
+    def order(self) -> int:
+        return self.data.order
 
     def __str__(self) -> str:
         return f"{self.method}@{self.num_steps}"
@@ -179,7 +157,7 @@ class Layers:
         return "layers@" + "-".join(map(str, self.counts))
 
 
-Solver = Fixed | Adaptive | Layers
+Solver = Fixed | Implicit | Adaptive | Layers
 
 _NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 _TOLERANCES = re.compile(r"rtol=([^,]+),atol=([^,]+)")
@@ -192,16 +170,16 @@ def parse_solver(text: str) -> Solver:
     try:
         if method == "layers":
             return _parse_layers(rest)
-        _check_method(method, TABLEAUS | ADAPTIVE_METHODS)
-        return _parse_fixed(method, rest) if method in TABLEAUS else _parse_adaptive(method, rest)
+        _check_method(method, FIXED_METHODS | IMPLICIT_METHODS | ADAPTIVE_METHODS)
+        return _parse_adaptive(method, rest) if method in ADAPTIVE_METHODS else _parse_steps(method, rest)
     except ValueError as error:
         raise ValueError(f"solver `{text}`: {error}") from None
 
 
-def _parse_fixed(method: str, steps: str) -> Fixed:
+def _parse_steps(method: str, steps: str) -> Fixed | Implicit:
     if not re.fullmatch(r"[0-9]{1,9}", steps):
         raise ValueError(f"`{method}` has fixed steps; write `{method}@8` for 8 of them")
-    return Fixed(method, int(steps))
+    return Fixed(method, int(steps)) if method in FIXED_METHODS else Implicit(method, int(steps))
 
 
 def _parse_layers(counts: str) -> Layers:
@@ -230,5 +208,12 @@ def _check_method(method: str, known: dict) -> None:
     if method not in known:
         near = difflib.get_close_matches(method.lower(), known, n=1)
         hint = f" Did you mean `{near[0]}`?" if near else ""
-        form = " or ".join(f"`{name}@{n}`" for name, n in (("euler", 8), ("dopri5", "1e-5")) if name in known)
+        forms = [(name, 8) for name in known if name not in ADAPTIVE_METHODS][:1]
+        forms += [(name, "1e-5") for name in known if name in ADAPTIVE_METHODS][:1]
+        form = " or ".join(f"`{name}@{n}`" for name, n in forms)
         raise ValueError(f"unknown method `{method}`.{hint} Write {form}. Known methods: {', '.join(known)}.")
+
+
+def _check_steps(solver: Fixed | Implicit) -> None:
+    if solver.num_steps < 1:
+        raise ValueError(f"the number of steps must be at least 1, as in `{solver.method}@8`, got {solver.num_steps}")

@@ -9,8 +9,9 @@ from torch import nn
 
 from gode_core.bases import StageTimes, clamped, unclamped
 from gode_core.fields import bottleneck
-from gode_core.integrate import SolveFailed, _run_ends, integrate
+from gode_core.integrate import SolveFailed, integrate
 from gode_core.solvers import ADAPTIVE_METHODS, TABLEAUS, Adaptive, Fixed, parse_solver
+from gode_core.stepping import run_ends
 
 ONE = torch.ones(1, 1, dtype=torch.float64)
 
@@ -151,7 +152,7 @@ def saved_bytes(n, gradient):
 def test_checkpoint_memory_grows_with_the_square_root():
     """What is kept until the backward pass (measured), and what a run's recomputation adds (by its length)."""
     for n in range(1, 257):
-        ends = _run_ends(n, recompute=True)
+        ends = run_ends(n, recompute=True)
         longest = max(last - first for first, last in pairwise(ends))
         assert longest <= math.sqrt(n)
         assert len(ends) - 1 <= math.sqrt(n) + 2

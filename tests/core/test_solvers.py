@@ -9,7 +9,8 @@ from fractions import Fraction
 
 import pytest
 
-from gode_core.solvers import ADAPTIVE_METHODS, TABLEAUS, Adaptive, Fixed, Tableau, parse_solver
+from gode_core.methods import ADAPTIVE_METHODS, IMPLICIT_METHODS, MULTISTEPS, TABLEAUS, ImplicitMethod, Tableau
+from gode_core.solvers import FIXED_METHODS, Adaptive, Fixed, Implicit, parse_solver
 
 
 def random_tolerance(rng: random.Random) -> float:
@@ -24,10 +25,12 @@ def test_parsing_inverts_printing(seed):
     """And equal solvers print alike, so that text may stand for the solver."""
     rng = random.Random(seed)
     for _ in range(400):
-        fixed = Fixed(rng.choice(list(TABLEAUS)), rng.choice([1, 7, rng.randrange(1, 10**9)]))
+        num_steps = rng.choice([1, 7, rng.randrange(1, 10**9)])
+        fixed = Fixed(rng.choice(list(FIXED_METHODS)), num_steps)
+        implicit = Implicit(rng.choice(list(IMPLICIT_METHODS)), num_steps)
         rtol, atol = random_tolerance(rng), random_tolerance(rng)
         adaptive = Adaptive(rng.choice(list(ADAPTIVE_METHODS)), rtol, rng.choice([rtol, atol]))
-        for solver in (fixed, adaptive):
+        for solver in (fixed, implicit, adaptive):
             assert parse_solver(str(solver)) == solver
             assert str(parse_solver(str(solver))) == str(solver)
 
@@ -37,7 +40,9 @@ def test_odd_tolerances_survive_printing(value):
     assert parse_solver(str(Adaptive("dopri5", value, 1e-9))) == Adaptive("dopri5", value, 1e-9)
 
 
-@pytest.mark.parametrize("text", ["euler@1", "rk4@8", "rk4_38@256", "dopri5@1e-5", "bosh3@2.5e-3", "dopri8@5e-1"])
+@pytest.mark.parametrize(
+    "text", ["euler@1", "ab2@16", "trapezoid@8", "rk4@8", "rk4_38@256", "dopri5@1e-5", "bosh3@2.5e-3", "dopri8@5e-1"]
+)
 def test_the_usual_text_prints_as_written(text):
     assert str(parse_solver(text)) == text
 
@@ -60,6 +65,11 @@ def test_however_written_a_solver_has_one_text(texts, printed):
     [
         *[(f"euler{rest}", "euler@8") for rest in ("", "@", "@-1", "@2.5", "@1e1", "@ 8", "@8 ", "@0", "@٣", "@8@8")],
         ("rk4@1e-5", "rk4@8"),
+        ("ab2@1e-5", "ab2@8"),
+        ("leapfrog@0", "leapfrog@8"),
+        ("backward_euler", "backward_euler@8"),
+        ("trapezoid@0", "trapezoid@8"),
+        ("backward_eulr@8", "Did you mean `backward_euler`?"),
         pytest.param("rk4@" + "9" * 5000, "rk4@8", id="rk4@9...9"),
         *[(f"dopri5{rest}", "dopri5@1e-5") for rest in ("", "@", "@8", "@1", "@0", "@1.5", "@-1e-5", "@nan", "@inf")],
         *[(f"dopri5@{rest}", "dopri5@1e-5") for rest in ("1e-5 ", "1_0e-5", "1e-400", "x", "1e", ".", "1e-5@8")],
@@ -83,18 +93,34 @@ def test_wrong_text_is_refused_with_the_text_and_the_allowed_form(text, form):
 
 def test_an_unknown_method_lists_the_known_ones():
     with pytest.raises(ValueError) as error:
-        parse_solver("leapfrog@8")
-    assert all(method in str(error.value) for method in (*TABLEAUS, *ADAPTIVE_METHODS))
+        parse_solver("newmark@8")
+    assert all(method in str(error.value) for method in (*TABLEAUS, *MULTISTEPS, *IMPLICIT_METHODS, *ADAPTIVE_METHODS))
 
 
-@pytest.mark.parametrize("make", [lambda: Fixed("dopri5", 8), lambda: Adaptive("rk4", 1e-5, 1e-5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Fixed("dopri5", 8),
+        lambda: Fixed("trapezoid", 8),
+        lambda: Implicit("ab2", 8),
+        lambda: Adaptive("rk4", 1e-5, 1e-5),
+        lambda: Adaptive("ab2", 1e-5, 1e-5),
+    ],
+)
 def test_a_method_of_the_other_kind_is_refused(make):
     with pytest.raises(ValueError, match="unknown method"):
         make()
 
 
 def test_no_method_has_two_kinds():
-    assert not set(TABLEAUS) & set(ADAPTIVE_METHODS)
+    kinds = [TABLEAUS, MULTISTEPS, IMPLICIT_METHODS, ADAPTIVE_METHODS]
+    assert len({name for kind in kinds for name in kind}) == sum(map(len, kinds))
+
+
+@pytest.mark.parametrize(("order", "theta"), [(2, "1"), (1, "1/2"), (1, "1/3"), (1, "3/2"), (2, "2/3")])
+def test_an_implicit_method_has_the_order_of_its_theta(order, theta):
+    with pytest.raises(ValueError, match="theta"):
+        ImplicitMethod(order, Fraction(theta))
 
 
 F = Fraction
