@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import DataConfig
+from pipeline.data_config import DataConfig
 
 
 def augmented(images: Tensor, config: DataConfig, generator: torch.Generator) -> Tensor:

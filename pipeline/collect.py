@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline import stage
-from pipeline.config import BasisConfig, JobConfig, load_job
+from pipeline.config import JobConfig, load_job
 from pipeline.experiment import Experiment, Judging, load_experiment
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
 from pipeline.records import EvaluationRecord, TrainingRecord, WeightRecord, read_records, replace_file
@@ -73,18 +74,18 @@ def check_one_code(kind: str, rows: Iterable[Any]) -> None:
 
 
 def flatten(config: JobConfig) -> dict[str, Any]:
-    """Every parameter of a job by its dotted path; lists as text. A job without a basis of its own has the
-    basis' columns, empty."""
-    flat = dict(_leaves(config, ""))
-    flat.pop("model.basis", None)
-    return flat | {f"model.basis.{f.name}": flat.get(f"model.basis.{f.name}") for f in dataclasses.fields(BasisConfig)}
+    """Every parameter of a job by its dotted path; lists as text. A part that a job does not have (a basis of its own)
+    has its columns, empty."""
+    return dict(_leaves(type(config), config, ""))
 
 
-def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{f.name}.")
+def _leaves(cls: type, config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        value = getattr(config, f.name, None)
+        parts = [hint for hint in (hints[f.name], *typing.get_args(hints[f.name])) if dataclasses.is_dataclass(hint)]
+        if parts and not isinstance(value, tuple):
+            yield from _leaves(parts[0], value, f"{prefix}{f.name}.")  # type: ignore[arg-type]
         else:
             yield prefix + f.name, " ".join(map(str, value)) if isinstance(value, tuple) else value
 
@@ -112,12 +113,12 @@ def _read(job: str, paths: Paths, judging: Judging) -> Collected:
             raise ValueError(f"{file}: holds rows of the job {min(strangers)}; delete the file to have it made again")
     if not rows["training"]:
         raise ValueError(f"{files['training']}: holds no rows; delete the file to have it made again")
-    _check_solvers(rows["evaluation"], judging, files["evaluation"])
+    _check_solvers(rows["evaluation"], judging.solvers_of(config), files["evaluation"])
     return Collected(config, **rows)
 
 
-def _check_solvers(rows: list[EvaluationRecord], judging: Judging, file: str) -> None:
-    asked, found = judging.solvers, [row.solver for row in rows]
+def _check_solvers(rows: list[EvaluationRecord], asked: tuple[str, ...], file: str) -> None:
+    found = [row.solver for row in rows]
     if sorted(asked) != sorted(found):
         lacking, extra = sorted(set(asked) - set(found)), sorted(set(found) - set(asked))
         twice = sorted({solver for solver in found if found.count(solver) > 1})

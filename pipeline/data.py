@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from pipeline import stage
 from pipeline.augmentation import augmented
-from pipeline.config import DATA_SIZES, DataConfig
+from pipeline.data_config import DATA_SIZES, DataConfig
 from pipeline.images import Part, read_cifar_batch, read_digits, read_folder, read_idx
 from pipeline.records import replace_file
 

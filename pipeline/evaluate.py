@@ -30,7 +30,7 @@ from pipeline.provenance import code_fingerprint
 from pipeline.records import EvaluationRecord, Status, write_records
 
 log = logging.getLogger(__name__)
-SEVERITY: tuple[Status, ...] = ("ok", "budget", "underflow", "nonfinite")
+SEVERITY: tuple[Status, ...] = ("ok", "unconverged", "budget", "underflow", "nonfinite")
 
 
 @dataclass
@@ -133,7 +133,7 @@ def judge(config: JobConfig, job: str, judging: Judging, paths: Paths, data_root
     if not len(split):
         raise ValueError(f"evaluate_with: split: {job} has no {judging.split} images; set data: num_validation")
     batches = evaluation_batches(split, config.data, batch_size=judging.batch_size, device=device)
-    solvers = [parse_solver(text) for text in judging.solvers]
+    solvers = [parse_solver(text) for text in judging.solvers_of(config)]
     tallies = evaluate(network, config.train.parsed_solver, solvers, batches, judging.max_steps)
     records = [to_record(tally, job, solver, judging) for solver, tally in zip(solvers, tallies)]
     for record in records:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gode_core.solvers import parse_solver
+from gode_core.solvers import Layers, parse_solver
 from pipeline.config import JobConfig, canonical, digest, job_id, read_job
 from pipeline.paths import DEFAULT_EXPERIMENT
 from pipeline.reading import need, read_dataclass, unknown_key
@@ -27,22 +27,28 @@ from pipeline.reading import need, read_dataclass, unknown_key
 class Judging:
     """How trained models are judged. No part of a job: a solver more re-runs evaluations and no training."""
 
-    solvers: tuple[str, ...]
+    solvers: tuple[str, ...]  # none: for discrete nets, which are judged by their own layers
     split: Literal["test", "validation"] = "test"
     batch_size: int = 1000
     max_steps: int = 1000  # attempted steps of an adaptive solver before it is given up
 
     def __post_init__(self):
         object.__setattr__(self, "solvers", tuple(str(parse_solver(s)) for s in self.solvers))  # one name each
+        layers = [s for s in self.solvers if isinstance(parse_solver(s), Layers)]
+        need(not layers, "solvers: {} is none; a discrete net is judged by its own layers without being asked", layers)
         twice = sorted({s for s in self.solvers if self.solvers.count(s) > 1})
         need(not twice, "solvers: {} stands twice", ", ".join(twice))
-        need(len(self.solvers) > 0, "solvers: at least one is needed")
         need(self.batch_size >= 1, "batch_size must be at least 1, got {}", self.batch_size)
         need(self.max_steps >= 1, "max_steps must be at least 1, got {}", self.max_steps)
 
     @property
     def id(self) -> str:
         return digest(canonical(self))
+
+    def solvers_of(self, config: JobConfig) -> tuple[str, ...]:
+        """Those that judge this job. A discrete net is no ODE between its layers: it is judged as it is, alone."""
+        discrete = isinstance(config.train.parsed_solver, Layers)
+        return (config.train.solver,) if discrete else self.solvers
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,9 @@ def load_experiment(path: str | Path) -> Experiment:
             raise ValueError(f"{place}: equals the job with {chosen[key]}; each job may stand once")
         jobs[key], chosen[key] = config, choice
     judging = read_dataclass(Judging, raw["evaluate_with"], f"{where}: evaluate_with")
+    needy = [key for key, config in jobs.items() if not judging.solvers_of(config)]
+    if needy:
+        raise ValueError(f"{where}: evaluate_with: solvers: at least one is needed, to judge {needy[0]}")
     unseen = [key for key, config in jobs.items() if config.data.num_validation == 0]
     if judging.split == "validation" and unseen:
         raise ValueError(
@@ -94,7 +103,8 @@ def expand(base: Any, sweep: Any, where: str) -> list[tuple[str, dict[str, Any]]
     """Every combination of a sweep laid over the base job: (the choice in words, the job's data).
 
     sweep: {"train.solver": [euler@4, rk4@4], "model": [{family: resnet}, {family: neural_ode}], "seed": [0, 1]}:
-    a dotted path to a field, and the values that it takes; a mapping is merged into the section that it names.
+    a dotted path to a field, and the values that it takes; a mapping is merged into the section that it names, and one
+    under `job` into the whole job: for fields that vary together.
     """
     if not isinstance(base, dict):
         raise ValueError(f"{where}: job: must be a mapping, got {base!r}")
@@ -107,7 +117,7 @@ def expand(base: Any, sweep: Any, where: str) -> list[tuple[str, dict[str, Any]]
     for values in itertools.product(*sweep.values()):
         data, words = base, []
         for path, value in zip(sweep, values):
-            data = _merged(data, _nested(str(path).split("."), value))
+            data = _merged(data, _nested([] if path == "job" else str(path).split("."), value))
             words.append(f"{path} = {json.dumps(value, default=str)}")
         combinations.append((", ".join(words), data))
     return combinations

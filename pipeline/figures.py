@@ -40,6 +40,7 @@ from pipeline.tables import Frame, Results
 MAX_NUMBERED_ROWS = 60  # of the heat map; beyond these (or these columns) cells have no room for numbers
 MAX_NUMBERED_COLUMNS = 16
 MAX_ENTRIES = 6  # of weights
+SMOOTH = ("hat", "fourier", "legendre", "chebyshev")  # bases without jumps, whatever their degree
 TRAINED_AT: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2}
 
 
@@ -56,7 +57,7 @@ def draw_cross_solver(results: Results) -> Drawing:
     image: Any = None
     for ax, (solver, rows) in zip(axes, blocks.items()):
         labels = list(rows["label"].unique())
-        table = rows.pivot(index="label", columns="solver", values="mean").loc[labels, solvers]
+        table = rows.pivot(index="label", columns="solver", values="mean").reindex(index=labels, columns=solvers)
         limits = {"vmin": min(low, high - 1), "vmax": high}
         image = ax.pcolormesh(100 * table.to_numpy(), cmap="cividis", edgecolors="white", linewidth=0.8, **limits)
         ax.set_yticks(np.arange(len(labels)) + 0.5, labels, fontsize=None if numbered else 64 * row_height)
@@ -81,6 +82,8 @@ def draw_cross_solver(results: Results) -> Drawing:
         caption += "; below it, where there are several seeds, their standard deviation in points"
     if cells["num_failed"].any() and numbered:
         caption += "; †: for at least one seed the training or a solve failed"
+    if len(cells) < sum(num_rows) * len(solvers):
+        caption += "; empty: a discrete net, which is judged by its own layers alone"
     return Drawing(figure, caption + ". Outlined: the training solver.")
 
 
@@ -108,7 +111,8 @@ def draw_step(results: Results) -> Drawing:
         step=cells["solver"].map(lambda text: 1 / fixed[text].num_steps),
     )
     methods = list(dict.fromkeys(solver.method for solver in fixed.values()))
-    names = [(solver, method) for solver in results.training_solvers for method in methods]
+    training_solvers = [solver for solver in results.training_solvers if not solver.startswith("layers@")]
+    names = [(solver, method) for solver in training_solvers for method in methods]
     figure, axes = panels(len(names), len(methods), 2.1, sharex=True, sharey=True)
     for ax, (solver, method) in zip(axes, names):
         panel = cells[(cells["train.solver"] == solver) & (cells["method"] == method)]
@@ -140,24 +144,25 @@ def draw_coefficients(results: Results) -> Drawing:
         for name, style in styles(series).items():
             rows = panel[panel["series"] == name]
             x = [dodges[name, count] for count in rows["num_coefficients"]]
-            for under, filled in ((solver, True), (finest, False)) if solver != finest else ((solver, True),):
+            for under, filled in ((solver, True), *([(finest, False)] if finest and finest != solver else [])):
                 _points_and_mean(ax, rows.assign(x=x)[rows["solver"] == under], style, filled)
         set_title(ax, f"trained with {solver}", 2)
         ax.set_xscale("log", base=2)
         log_ticks(ax, lambda x: f"{x:g}")
     label_bottom(axes, 2, "coefficients (sets of weights over depth)")
     label_accuracy(figure, results)
-    kinds = [
-        mark("under the training solver", marker="o"),
-        mark(f"under {finest}, the finest", marker="o", linestyle="--", markerfacecolor="white"),
-    ]
+    kinds = [mark("under the training solver", marker="o")]
+    caption = "Filled: under the training solver"
+    if finest:
+        kinds.append(mark(f"under {finest}, the finest", marker="o", linestyle="--", markerfacecolor="white"))
+        caption += f"; hollow: under {finest}, the finest solver judged with"
     legend(figure, [*handles(series, linestyle="none"), *kinds])
     return Drawing(
         figure,
         "Large markers are means over seeds, the points beside them the seeds; models with equally many coefficients "
         "stand side by side. "
         "A Neural ODE has 1, a ResNet as many as its training steps. "
-        f"Filled: under the training solver; hollow: under {finest}, the finest solver judged with.",
+        f"{caption}.",
     )
 
 
@@ -166,7 +171,8 @@ def _series(row: dict[str, Any]) -> str:
     further = row["label"].partition(" ")[2]
     name = row["model.family"]
     if name == "gode":
-        name = f"degree {row['model.basis.degree']:.0f}"
+        degree = row["model.basis.degree"]
+        name = row["model.basis.kind"] if degree is None or np.isnan(degree) else f"degree {degree:.0f}"
         name += "" if row["model.basis.knots"] == "clamped" else f", {row['model.basis.knots']} knots"
     return f"{name} {further}".strip()
 
@@ -227,7 +233,9 @@ def draw_weights(results: Results) -> Drawing:
         return Drawing(None, "The jobs wrote no values of weights over depth.")
     seed = weights["seed"].min()
     weights = weights[weights["seed"] == seed]
-    degrees = results.table.drop_duplicates("label").set_index("label")["model.basis.degree"].fillna(0)
+    models = results.table.drop_duplicates("label").set_index("label")
+    smooth = (models["model.basis.degree"] > 0) | models["model.basis.kind"].isin(SMOOTH)
+    smooth |= models["model.family"] == "evolving"
     entries = list(weights[["weight", "entry"]].drop_duplicates().itertuples(index=False, name=None))
     solvers = results.training_solvers[:MAX_COLUMNS]
     names = [(*entry, solver) for entry in entries[:MAX_ENTRIES] for solver in solvers]
@@ -238,7 +246,7 @@ def draw_weights(results: Results) -> Drawing:
         for label, style in styles(results.labels).items():
             rows = weights[chosen & (weights["label"] == label)].sort_values("depth")
             # degree 0 holds its value up to the next knot: a slanted line would be another function
-            steps = "steps-post" if degrees[label] == 0 else "default"
+            steps = "default" if smooth[label] else "steps-post"
             ax.plot(rows["depth"], rows["value"], drawstyle=steps, **{**style, "marker": "none"})
         name = weight if len(weight) <= 26 else "…" + weight[-25:]
         set_title(ax, f"{name}[{entry}], {solver}", columns)

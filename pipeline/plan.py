@@ -12,22 +12,34 @@ import logging
 import math
 from pathlib import Path
 
-from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Solver
+from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Implicit, Layers, num_evals
 from pipeline import stage
 from pipeline.config import JobConfig, canonical
 from pipeline.experiment import Experiment, load_experiment
+from pipeline.model_config import NUM_BLOCKS
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
 from pipeline.records import replace_file
+from pipeline.train_config import Phase
 
 ASSUMED_STEPS = 10  # of an adaptive solve, where nothing is known before it ran
-NUM_BLOCKS = {"raw": 1, "stem": 1, "stages": 3}
+ASSUMED_ITERATIONS = 20  # field evaluations of an implicit step, likewise
 
 
-def evals_per_solve(solver: Solver) -> int:
-    """Field evaluations of one forward solve; for adaptive solvers a guess."""
+def evals_per_solve(config: JobConfig, phase: Phase) -> int:
+    """Field evaluations of one forward pass through all blocks; for adaptive and implicit solvers a guess."""
+    solver, blocks = phase.parsed_solver, NUM_BLOCKS[config.model.network]
+    if isinstance(solver, Layers):
+        return config.model.evals_per_layer * sum(solver.count(block) for block in range(blocks))
     if isinstance(solver, Adaptive):
-        return ASSUMED_STEPS * ADAPTIVE_METHODS[solver.method].evals_per_step
-    return solver.num_evals
+        return blocks * ASSUMED_STEPS * ADAPTIVE_METHODS[solver.method].evals_per_step
+    if isinstance(solver, Implicit):
+        return blocks * ASSUMED_ITERATIONS * solver.num_steps
+    return blocks * num_evals(solver, config.basis_of(phase))
+
+
+def is_guess(config: JobConfig) -> bool:
+    phases = [config.phase(epoch) for epoch in range(config.train.epochs)]
+    return any(isinstance(phase.parsed_solver, Adaptive | Implicit) for phase in phases)
 
 
 def training_evals(config: JobConfig) -> int | None:
@@ -37,7 +49,7 @@ def training_evals(config: JobConfig) -> int | None:
         return None
     train = config.train
     batches = size // train.batch_size if train.drop_last else math.ceil(size / train.batch_size)
-    return train.epochs * batches * NUM_BLOCKS[config.model.network] * evals_per_solve(train.parsed_solver)
+    return batches * sum(evals_per_solve(config, config.phase(epoch)) for epoch in range(train.epochs))
 
 
 def describe(experiment: Experiment) -> str:
@@ -46,17 +58,19 @@ def describe(experiment: Experiment) -> str:
     counted = [(key, config, training_evals(config)) for key, config in experiment.jobs.items()]
     lines.append(f"{'field evaluations':>18}  job")
     for key, config, evals in counted:
-        adaptive = isinstance(config.train.parsed_solver, Adaptive)
-        number = "?" if evals is None else ("~" if adaptive else "") + f"{evals:,}"
+        number = "?" if evals is None else ("~" if is_guess(config) else "") + f"{evals:,}"
         lines.append(f"{number:>18}  {key}")
     known = [evals for _, _, evals in counted if evals is not None]
     judging = experiment.evaluate_with
-    solvers = ", ".join(judging.solvers)
+    judges = f"with {len(judging.solvers)} solvers: {', '.join(judging.solvers)}"
+    discrete = [isinstance(config.train.parsed_solver, Layers) for config in experiment.jobs.values()]
+    if any(discrete):
+        judges = "by its own layers" if all(discrete) else f"{judges} (discrete nets by their own layers alone)"
     total = f"{sum(known):,}" + (" and more" if len(known) < len(counted) else "")
     lines += [
         "",
         f"{len(counted)} jobs, {total} field evaluations in training (forward passes over a batch; `~` is a guess).",
-        f"Each is judged on the {judging.split} split with {len(judging.solvers)} solvers: {solvers}",
+        f"Each is judged on the {judging.split} split {judges}",
     ]
     return "\n".join(lines)
 

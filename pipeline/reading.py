@@ -11,10 +11,16 @@ import difflib
 import math
 import types
 import typing
+from dataclasses import field
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+
+
+def added(default: Any):
+    """A field that came later: left out of the id at its default, so that finished work keeps its name."""
+    return field(default=default, metadata={"added": True})
 
 
 def read_dataclass(cls: type[T], data: Any, where: str) -> T:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-Status = Literal["ok", "nonfinite", "budget", "underflow"]
+Status = Literal["ok", "nonfinite", "budget", "underflow", "unconverged"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,13 @@ class TrainingRecord:
     validation_accuracy: float | None
     num_evals: float  # field evaluations per solve (forward), mean over the epoch's batches
     status: Status  # other than ok: training stopped before the step whose solve, loss or gradient was not finite
+    solver: str | None = None  # of this epoch, and
+    num_coefficients: int | None = None  # over depth: phases may differ
+    converted_loss: float | None = None  # first record of a later phase: validation at once after the conversion,
+    converted_accuracy: float | None = None  # before any further step,
+    converted_error: float | None = None  # and the largest relative L2 error over depth of a weight; 0: exact
+    kinetic: float | None = None  # mean kinetic energy of a solve, where its weight in the loss is not 0
+    jacobian: float | None = None  # mean Jacobian norm along a solve, likewise
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,10 @@ def append_record(path: str | Path, record: Record) -> None:
 
 
 def read_records(cls: type[R], path: str | Path) -> list[R]:
-    """Rows of one kind. Raises ValueError with the line for a row that is cut off or has other columns."""
+    """Rows of one kind. Raises ValueError with the line for a row that is cut off or has other columns; one that came
+    later, with a default, may lack."""
     names = {f.name for f in dataclasses.fields(cls)}
+    later = {f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
     records = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
@@ -120,7 +129,7 @@ def read_records(cls: type[R], path: str | Path) -> list[R]:
             raise ValueError(
                 f"{path}:{number}: a broken row (cut off?); delete the file to have it made again"
             ) from None
-        if not isinstance(row, dict) or set(row) != names:
+        if not isinstance(row, dict) or not names - later <= set(row) <= names:
             other = ", ".join(sorted(names ^ set(row))) if isinstance(row, dict) else "no columns"
             raise ValueError(
                 f"{path}:{number}: not a {cls.__name__} (missing or unknown: {other}); "

@@ -84,7 +84,7 @@ def page(results: Results, drawings: dict[str, Drawing], images: dict[str, bytes
         cross_table(results),
         "<h2>All jobs</h2>",
         f"<p>Accuracies in % ± binomial standard error; loss in nats; <i>own</i>: under the training solver, "
-        f"<i>finest</i>: under {escape(results.finest)}. Agreement and logit gaps compare the two.</p>",
+        f"<i>finest</i>: under {escape(results.finest) or 'none'}. Agreement and logit gaps compare the two.</p>",
         jobs_table(results),
         "<h2>Parameters that all jobs share</h2>",
         _pairs(results.shared),
@@ -126,6 +126,9 @@ def cross_table(results: Results) -> str:
         row = [_cell(label, "text"), _cell(solver, "text")]
         by_solver = {cell["solver"]: cell for cell in _rows(cells)}
         for name in results.solvers:
+            if name not in by_solver:  # a discrete net
+                row.append(_cell(""))
+                continue
             cell = by_solver[name]
             spread = f"<small>±{100 * cell['std']:.1f}</small>" if cell["num_jobs"] > 1 else ""
             mark = "†" if cell["num_failed"] else ""

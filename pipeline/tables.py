@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from gode_core.solvers import Adaptive, Fixed, parse_solver
+from gode_core.solvers import Adaptive, Layers, parse_solver
 from pipeline.experiment import Experiment
 from pipeline.paths import Paths
 
@@ -42,17 +42,19 @@ class Results:
 
     @cached_property
     def solvers(self) -> list[str]:
-        """Those judged with, in the order of the experiment file."""
-        return list(self.experiment.evaluate_with.solvers)
+        """Those judged with, in the order of the experiment file; behind them the discrete nets' own layers."""
+        asked = list(self.experiment.evaluate_with.solvers)
+        return asked + [solver for solver in self.table["solver"].unique() if solver not in asked]
 
     @cached_property
     def finest(self) -> str:
         """The nearest to the exact solution: the adaptive solver with the smallest tolerance (the last of several),
-        else the fixed one with most evaluations."""
-        parsed = [parse_solver(solver) for solver in self.solvers]
+        else the fixed one with most steps times its order. Empty if there are discrete nets alone."""
+        parsed = [parse_solver(solver) for solver in self.experiment.evaluate_with.solvers]
         if adaptive := [solver for solver in parsed if isinstance(solver, Adaptive)]:
             return str(min(reversed(adaptive), key=lambda solver: max(solver.rtol, solver.atol)))
-        return str(max((solver for solver in parsed if isinstance(solver, Fixed)), key=lambda solver: solver.num_evals))
+        stepping = [solver for solver in parsed if not isinstance(solver, Adaptive | Layers)]
+        return str(max(stepping, key=lambda solver: solver.num_steps * solver.order, default=""))
 
     @cached_property
     def num_samples(self) -> int:
@@ -111,8 +113,9 @@ def read_results(experiment: Experiment, paths: Paths) -> Results:
     """Raises ValueError if the tables are not there, or not of this experiment file as it stands now."""
     name = experiment.name
     table = _read_csv(paths.table(name))
-    solvers = experiment.evaluate_with.solvers
-    if set(table["job"]) != set(experiment.jobs) or set(table["solver"]) != set(solvers):
+    judging = experiment.evaluate_with
+    solvers = {solver for config in experiment.jobs.values() for solver in judging.solvers_of(config)}
+    if set(table["job"]) != set(experiment.jobs) or set(table["solver"]) != solvers:
         raise ValueError(
             f"{paths.table(name)}: holds other jobs or solvers than the experiment file asks for; run "
             "`python -m pipeline.collect` with this file first"
@@ -150,9 +153,11 @@ def summary(results: Results) -> list[str]:
             f"({best['label']}, trained with {best['train.solver']}; {counted(best['num_jobs'], 'seed')}); at that "
             f"accuracy, the binomial standard error of one job is {points(standard_error(best['mean'], n))} points."
         )
-    sentences.append(f"The finest solver judged with is {results.finest}.")
+    if results.finest:
+        sentences.append(f"The finest solver judged with is {results.finest}.")
     for solver in results.training_solvers:
         sentences += _losses(results, solver)
+    sentences += _conversions(results)
     if (jobs["accuracy_lost"] < 0).any():
         sentences.append("A negative loss is a gain.")
     return sentences
@@ -160,6 +165,8 @@ def summary(results: Results) -> list[str]:
 
 def _losses(results: Results, solver: str) -> list[str]:
     """What the models trained with `solver` lose under the finest solver, by family."""
+    if isinstance(parse_solver(solver), Layers):
+        return [f"The nets of {solver} are discrete: between their layers is no ODE, and they are judged as they are."]
     if solver == results.finest:
         return [f"{solver} is a training solver itself: nothing finer was judged with."]
     if solver not in results.solvers:
@@ -177,6 +184,31 @@ def _losses(results: Results, solver: str) -> list[str]:
         f"Trained with {solver} and then solved with {results.finest}, the loss of accuracy in points is, by family: "
         f"{', '.join(lost)}; the share of samples that keep their class, and the mean logit gap: {', '.join(agree)}."
     ]
+
+
+def _conversions(results: Results) -> list[str]:
+    """What was lost at the moment when one phase of a training gave way to the next."""
+    curves, sentences = results.curves, []
+    rows = curves[curves["converted_accuracy"].notna()]
+    for (label, solver), group in rows.groupby(["label", "solver"], sort=False):
+        lost, repaired = [], []
+        for row in group.to_dict("records"):
+            epochs = curves[curves["job"] == row["job"]]
+            before = epochs[epochs["epoch"] < row["epoch"]].iloc[-1]["validation_accuracy"]
+            later = epochs[(epochs["epoch"] >= row["epoch"]) & (epochs["validation_accuracy"] >= before)]
+            lost.append(before - row["converted_accuracy"])
+            repaired.append(later["epoch"].min() - row["epoch"] + 1 if len(later) else math.nan)
+        never = sum(map(math.isnan, repaired))
+        known = [int(x) for x in repaired if not math.isnan(x)]
+        words = [f"after {min(known)} to {max(known)} epochs"] if known else []
+        words += [f"not by the end in {counted(never, 'job')}"] if never else []
+        sentences.append(
+            f"{label}, carried over to {solver}: at once {points(sum(lost) / len(lost))} points of validation accuracy "
+            f"are lost (mean of {counted(len(lost), 'job')}; {points(min(lost))} to {points(max(lost))}), the largest "
+            f"relative error of a weight is {group['converted_error'].max():.2g}, and the accuracy of before is "
+            f"reached again {' and '.join(words)}."
+        )
+    return sentences
 
 
 def percent(share: float) -> str:

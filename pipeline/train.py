@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from gode_core.bases import Moment
-from gode_core.layers import DepthConv, DepthLinear, Depths, weights_at
+from gode_core.layers import DepthConv, DepthLinear
 from gode_core.networks import Network
 from pipeline import checkpoint, stage
 from pipeline.config import JobConfig, load_job
@@ -39,19 +39,26 @@ NUM_ENTRIES = 4  # of the kernel whose path is kept
 
 @torch.no_grad()
 def weight_paths(network: Network, job: str) -> list[WeightRecord]:
-    """theta(t) of a few entries, evenly spread over the largest kernel of the first block."""
-    field = network.fields[0]
-    name, layer = max(
-        ((name, layer) for name, layer in field.named_modules() if isinstance(layer, DepthConv | DepthLinear)),
+    """theta(t) of a few entries, evenly spread over the largest kernel of the first block; and each k of a linear
+    multistep net, layer n of N at depth n / N."""
+    field, code = network.fields[0], code_fingerprint()
+    i, layer = max(
+        ((i, layer) for i, layer in enumerate(field.layers) if isinstance(layer, DepthConv | DepthLinear)),
         key=lambda item: item[1].weight[0].numel(),
     )
     size = layer.weight[0].numel()
     entries = sorted({j * (size - 1) // (NUM_ENTRIES - 1) for j in range(NUM_ENTRIES)})
-    records = []
-    for k in range(NUM_DEPTHS):
-        t = k / (NUM_DEPTHS - 1)
-        kernel = weights_at(layer.weight, Depths.of(field.basis, Moment(t), layer.weight))[0].flatten()
-        records += [WeightRecord(job, code_fingerprint(), f"{name}.weight", e, t, kernel[e].item()) for e in entries]
+    depths = [j / (NUM_DEPTHS - 1) for j in range(NUM_DEPTHS)]
+    kernels = [field.weights(Moment(t))[0][i]["weight"].flatten() for t in depths]
+    name = f"layers.{i}.weight"
+    records = [
+        WeightRecord(job, code, name, entry, t, kernel[entry].item())
+        for t, kernel in zip(depths, kernels)
+        for entry in entries
+    ]
+    for block, k in enumerate(network.multistep_coefficients):
+        means = k.mean(1).tolist()  # over channels, where each has its own
+        records += [WeightRecord(job, code, f"k of block {block}", 0, n / len(k), m) for n, m in enumerate(means)]
     return records
 
 
@@ -94,8 +101,9 @@ def train(config: JobConfig, job: str, paths: Paths, run: RunSettings, should_st
                 save()
         if training.finished:
             save()  # stays until the job is judged: killed before Snakemake has noted the outputs, nothing is lost
-            checkpoint.save_model(paths.model(job), config, training.network)
-            write_records(paths.weights(job), weight_paths(training.network, job))
+            network = training.final_network()
+            checkpoint.save_model(paths.model(job), config, network)
+            write_records(paths.weights(job), weight_paths(network, job))
             write_records(paths.training(job), training.records)
             outcome, reason = "finished", training.status
         else:

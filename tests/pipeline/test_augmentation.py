@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.augmentation import augmented, crop, mirror, pad
-from pipeline.config import DataConfig
+from pipeline.data_config import DataConfig
 
 
 def pictures(number: int, channels: int = 3) -> torch.Tensor:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written import FOLDER, JOB, STEM, job
+from written import EVOLVING, FOLDER, JOB, LAYERS, STEM, job
 
 from gode_core.bases import BASES, KNOTS, clamped
-from pipeline.config import BasisConfig, JobConfig, canonical, job_id, load_job, read_job
+from gode_core.evolution import EVOLUTIONS
+from gode_core.solvers import TABLEAUS
+from pipeline.config import JobConfig, canonical, job_id, load_job, read_job
+from pipeline.model_config import BasisConfig, EvolutionConfig
 
 SPHERES = {"data": {"name": "spheres", "dimension": 2}}
 
@@ -45,7 +48,7 @@ def test_a_key_like_no_other_is_answered_without_a_guess():
     assert refusal(job(qqq=1)) == "x.yaml: job: unknown key `qqq`. Known keys: data, model, seed, train."
 
 
-@pytest.mark.parametrize("path", ["data", "data.name", "model.basis.degree", "train.lr"])
+@pytest.mark.parametrize("path", ["data", "data.name", "model.basis.num_coefficients", "train.lr"])
 def test_a_missing_key_is_named(path):
     place = ": ".join(["x.yaml: job", *path.split(".")[:-1]])
     assert refusal(job(**{path: ...})) == f"{place}: `{path.split('.')[-1]}` is missing"
@@ -107,7 +110,13 @@ def test_whole_numbers_are_read_as_numbers(value, kind):
     assert type(read_job(job(**{"train.weight_decay": value}), "").train.weight_decay) is kind
 
 
-# Each `need` of pipeline.config, once: the change, and what the answer says.
+LINE, POINT = {"degree": 1, "num_coefficients": 3}, {"degree": 0, "num_coefficients": 3}
+HAT, FOURIER = {"kind": "hat", "num_coefficients": 3}, {"kind": "fourier", "num_coefficients": 3}
+GROUPED = {**STEM, "model.field": "preactivation_bottleneck"}
+RESNET = {"model.family": "resnet", "model.basis": ..., "train.solver": "euler@4"}
+PHASES = [{"until": 1, "solver": "euler@2", "basis": LINE}]
+
+# Each `need` of pipeline.config and its sections, once: the change, and what the answer says.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data.num_validation": -1}, "data: num_validation must be at least 0, got -1"),
     ({"data.num_train": 0}, "data: num_train must be at least 1, got 0"),
@@ -137,12 +146,49 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model.family": "neural_ode"}, "model: family neural_ode has no basis of its own"),
     ({"model.family": "resnet"}, "model: family resnet has no basis of its own"),
     ({"model.family": "resnet", "model.basis": ..., "model.vary": "kernels"}, "model: in a resnet all weights differ"),
+    (
+        {"model.family": "evolving", "model.basis": ...},
+        "model: family evolving needs an evolution: {kind: linear}, say",
+    ),
+    ({"model.evolution": {"kind": "linear"}}, "model: an evolution belongs to the family evolving, not to gode"),
+    *[
+        ({**EVOLVING, f"model.evolution.{n}": 0}, f"evolution: {n} must be at least 1")
+        for n in ("rank", "width", "num_steps")
+    ],
+    ({**EVOLVING, "model.evolution": {"kind": "path"}}, "evolution: kind path needs a basis: {degree: 1,"),
+    ({**EVOLVING, "model.evolution.basis": LINE}, "evolution: a basis belongs to the kind path, not to linear"),
+    (
+        {**EVOLVING, "model.evolution": {"kind": "path", "basis": LINE | {"knots": "free"}}},
+        "evolution: the basis of an evolution has fixed knots",
+    ),
+    ({"model.rule": {"order": 3}}, "model: a rule belongs to the discrete families, not to gode"),
+    ({**LAYERS, "model.rule": {"k_range": [0.1]}}, "model: rule: k_range has two ends, got (0.1,)"),
+    ({**LAYERS, "model.rule": {"k_range": [-1, 0]}}, "model: rule: k_range must lie in (-1, 1], where"),
+    ({**LAYERS, "model.rule": {"order": 0}}, "model: rule: order must be at least 1, got 0"),
+    *[({**LAYERS, "model.rule": {"survival": v}}, "rule: survival must lie in (0, 1], got") for v in (0, 1.5)],
+    ({**LAYERS, "model.rule": {"noise": -1}}, "model: rule: noise must be at least 0, got -1"),
     ({"model.field": "preactivation"}, "model: network raw has the field `bottleneck` or `perceptron`, got"),
-    ({"model.network": "stem"}, "model: network stem has the field `preactivation` or `concat_time`"),
-    ({**STEM, "model.pad_channels": 4}, "model: pad_channels belongs to the network raw, not to stem"),
+    ({"model.norm": "batch"}, "model: network raw has no norm: `norm` belongs to the others, got batch"),
+    ({"model.network": "stem"}, "model: network stem has the field `preactivation`, `preactivation_bottleneck` or"),
+    ({**STEM, "model.network": "stages", "model.pad_channels": 9}, "pad_channels belongs to the networks raw and stem"),
+    ({**STEM, "model.network": "imagenet"}, "model: network imagenet has the field `preactivation_bottleneck`"),
+    ({**STEM, "model.statistics": 1}, "model: statistics must be at least 2, got 1"),
+    ({**STEM, "model.cardinality": 0}, "model: cardinality must be at least 1, got 0"),
+    (
+        {**STEM, "model.cardinality": 2},
+        "model: cardinality and inner_width belong to the field preactivation_bottleneck",
+    ),
+    ({**GROUPED, "model.cardinality": 3}, "model: cardinality 3 must divide the inner width"),
+    ({"model.basis.num_coefficients": 0}, "model: basis: num_coefficients must be at least 1, got 0"),
+    ({"model.basis.degree": ...}, "model: basis: a bspline needs a `degree`: {degree: 1, num_coefficients: 4}, say"),
+    ({"model.basis": POINT | {"knots": "free"}}, "basis: free knots need a degree of at least 1"),
+    ({"model.basis.kind": "hat"}, "model: basis: degree belongs to the basis bspline, not to hat"),
+    ({"model.basis": HAT | {"knots": "free"}}, "model: basis: knots free belong to the basis bspline, not to hat"),
+    ({"model.basis": HAT | {"num_coefficients": 1}}, "model: basis: hat functions need at least 2 nodes, got 1"),
+    ({"model.basis": FOURIER | {"knots": ["1/2"]}}, "model: basis: the basis fourier has no knots"),
     ({"model.basis.degree": 4}, "model: basis: degree < number of coefficients is needed, got degree 4 and 4"),
     ({"model.basis.degree": -1}, "model: basis: degree must be at least 0, got -1"),
-    ({"model.basis": {"degree": 0, "num_coefficients": 0, "knots": "unclamped"}}, "model: basis: 0 <= degree <"),
+    ({"model.basis": {"degree": 2, "num_coefficients": 2, "knots": "unclamped"}}, "model: basis: 0 <= degree <"),
     ({"model.basis.knots": ["1/2"]}, "model: basis: 4 coefficients of degree 1 have 2 interior knots, got 1"),
     ({"model.basis.knots": [0.7, 0.2]}, "model: basis: interior knots must increase within (0, 1)"),
     ({"model.basis.knots": ["1/2", "1/0"]}, "model: basis: cannot read the number `1/0`"),
@@ -172,15 +218,61 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     *[({"train.warmup_epochs": v}, "train: warmup_epochs must lie in [0, epochs], got") for v in (-1, 2.5)],
     *[({"train.label_smoothing": v}, "train: label_smoothing must lie in [0, 1), got") for v in (-0.1, 1)],
     ({"train.clip_norm": 0}, "train: clip_norm must be positive, got 0"),
+    ({"train.phases": [{"until": 0, "solver": "euler@2"}]}, "train: phases[0]: until must be at least 1, got 0"),
+    (
+        {"train.phases": [{"until": 1, "solver": "euler@2", "basis": LINE | {"knots": "free"}}]},
+        "train: phases: free knots cannot be carried to another basis",
+    ),
+    (
+        {"train.phases": [{"until": 2, "solver": "euler@2"}]},
+        "train: phases must end one after the other and before the",
+    ),
+    *[({f"train.{n}": -1}, f"train: {n} must be at least 0, got -1") for n in ("kinetic", "jacobian")],
+    *[({"train.random_end": v}, "train: random_end must lie in [0, 1), got") for v in (-0.5, 1)],
+    ({"model.basis.knots": "free", "train.phases": PHASES}, "phases: free knots cannot be carried from another basis"),
+    ({"train.phases": [{"until": 1, "solver": "layers@2"}]}, "train: phases: layers@2 is no solver"),
+    ({**EVOLVING, "train.phases": PHASES}, "train: phases: a basis belongs to the family gode, not to evolving"),
+    ({**RESNET, "train.phases": PHASES}, "train: in a resnet layers are steps; write phases as a gode of degree 0"),
+    ({**RESNET, "model.rule": {"survival": 0.5}}, "model: a rule needs `layers@N`, got euler@4"),
+    (
+        {**EVOLVING, "train.kinetic": 0.1, "train.solver": "dopri5@1e-3"},
+        "train: kinetic and jacobian of evolving weights need a solver with fixed steps",
+    ),
+    ({"train.solver": "trapezoid@4", "train.autocast": "bf16"}, "train: an implicit solver goes without autocast"),
+    (
+        {**STEM, "model.norm": "batch", "train.solver": "trapezoid@4"},
+        "train: an implicit solver goes without batch norm in the field",
+    ),
+    ({"train.jacobian": 0.1, "train.gradient": "checkpoint"}, "train: jacobian goes without the gradient `checkpoint`"),
+    ({"train.solver": "layers@4"}, "a gode is trained with a solver, got layers@4"),
+    ({**LAYERS, "train.solver": "rk4@4"}, "a lm_resnet is trained with `layers@N`, got rk4@4"),
+    (
+        {**LAYERS, "train.solver": "layers@4-4"},
+        "train: layers@4-4 gives other numbers than one or 1, the blocks of raw",
+    ),
+    ({**LAYERS, "train.solver": "layers@4-"}, "train: solver `layers@4-`: write `layers@8` for 8 layers in each block"),
+    ({**LAYERS, "model.time_scale": 2}, "model: a discrete net has no time: leave time_scale out"),
+    ({**LAYERS, "model.time_channel": True}, "model: a discrete net has no time: leave time_channel out"),
+    ({**LAYERS, "train.gradient": "checkpoint"}, "gradient `checkpoint` needs fixed steps, got layers@4"),
+    (
+        {**LAYERS, "train.phases": [{"until": 1, "solver": "euler@2"}]},
+        "train: phases belong to nets with a solver, got",
+    ),
+    ({**LAYERS, "train.kinetic": 0.1}, "train: kinetic, jacobian and random_end belong to nets with a solver"),
+    (
+        {**LAYERS, "model.family": "revnet", "model.pad_channels": 3},
+        "model: a revnet halves its channels, and 3 are odd",
+    ),
     ({"seed": -1}, "seed must be at least 0, got -1"),
     ({"model.family": "resnet", "model.basis": ...}, "a resnet is trained with `euler@N`"),
     (
         {"model.family": "resnet", "model.basis": ..., "train.solver": "dopri5@1e-3"},
-        "a resnet is trained with `euler@N`, N its number of blocks, got dopri5@1e-3",
+        "a resnet is trained with `euler@N` or `layers@N`, N its number of blocks, got dopri5@1e-3",
     ),
     ({"data.name": "cifar10", "model.pad_channels": 2}, "model: pad_channels must be at least 3, got 2"),
     ({**STEM, **{f"data.{k}": v for k, v in SPHERES["data"].items()}}, "model: network stem needs images, spheres are"),
-    ({"model.field": "perceptron"}, "model: the field perceptron acts on points (spheres), without pad_channels"),
+    ({**STEM, "model.pad_channels": 4}, "model: pad_channels must be at least 8, got 4"),
+    ({"model.field": "perceptron"}, "model: the field perceptron acts on points (spheres)"),
     (
         {"data.num_train": 50, "train.drop_last": True},
         "train: batch_size 64 with drop_last leaves no batch of 50 images",
@@ -198,10 +290,11 @@ def test_what_no_job_can_be_is_refused_with_the_reason(changes, message):
 
 def test_each_need_is_met_by_a_case_above():
     """So that no sentence of pipeline.config can be added untested."""
-    source = Path(__file__).parents[2] / "pipeline" / "config.py"
-    calls = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Call)]
+    sources = sorted((Path(__file__).parents[2] / "pipeline").glob("*config.py"))
+    assert len(sources) == 4
+    calls = [node for s in sources for node in ast.walk(ast.parse(s.read_text())) if isinstance(node, ast.Call)]
     sentences = [ast.literal_eval(c.args[1]) for c in calls if isinstance(c.func, ast.Name) and c.func.id == "need"]
-    assert len(sentences) > 40
+    assert len(sentences) > 80
     texts = [refusal(job(**changes)) for changes, _ in REFUSED]
     for sentence in sentences:
         literals = [re.escape(literal) + (".+" if name is not None else "") for literal, name, *_ in parts(sentence)]
@@ -229,7 +322,10 @@ def test_a_job_is_loaded_from_its_config_file_only_if_it_is_that_job(tmp_path):
 def test_the_names_that_config_allows_are_those_that_the_core_has():
     hints = typing.get_type_hints(BasisConfig)
     assert set(typing.get_args(hints["kind"])) == set(BASES)
-    assert set(typing.get_args(typing.get_args(hints["knots"])[0])) == set(KNOTS)
+    assert set(typing.get_args(typing.get_args(hints["knots"])[0])) == set(KNOTS) | {"free"}
+    hints = typing.get_type_hints(EvolutionConfig)
+    assert set(typing.get_args(hints["kind"])) == set(EVOLUTIONS)
+    assert set(typing.get_args(hints["method"])) == set(TABLEAUS)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline import data
-from pipeline.config import DATA_SIZES, DataConfig
 from pipeline.data import evaluation_batches, load_split, num_batches, stratified, stream, training_batches
+from pipeline.data_config import DATA_SIZES, DataConfig
 
 NUMBER, NUM_TEST = 1000, 100
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline import data
-from pipeline.config import DATA_SIZES, DataConfig
 from pipeline.data import load_split
+from pipeline.data_config import DATA_SIZES, DataConfig
 from pipeline.images import read_cifar_batch, read_idx
 
 

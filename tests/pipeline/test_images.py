@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from pipeline import images
-from pipeline.config import DataConfig
 from pipeline.data import load_split
+from pipeline.data_config import DataConfig
 from pipeline.images import read_folder
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written import FOLDER, JOB, STEM, job
+from written import EVOLVING, FOLDER, JOB, LAYERS, STEM, job
 
-from pipeline.config import added, canonical, digest, job_id, read_job
-from pipeline.reading import read_dataclass
+from pipeline.config import canonical, digest, job_id, read_job
+from pipeline.model_config import EvolutionConfig
+from pipeline.reading import added, read_dataclass
+from pipeline.train_config import Phase
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "job_ids.json"
 
@@ -26,7 +28,13 @@ def identity(data: Any) -> str:
 def defaults(cls: type) -> dict[str, Any]:
     """The fields that have a default, as plain data."""
     known = [f for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
-    return {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in known}
+    return {f.name: plain(f.default) for f in known}
+
+
+def plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return canonical(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def reversed_keys(data: Any) -> Any:
@@ -41,6 +49,7 @@ def parts_of(config: Any, where: str = "") -> typing.Iterator[tuple[str, Any]]:
             yield from parts_of(value, f"{where}{f.name}.")
 
 
+GIVEN = ("model.basis", "model.basis.degree")  # JOB has other values there than the defaults
 SAME: dict[str, dict[str, Any]] = {
     "as text": job(**{"train.lr": "1e-1"}),
     "order of keys": reversed_keys(JOB),
@@ -49,7 +58,7 @@ SAME: dict[str, dict[str, Any]] = {
     "solver": job(**{"train.solver": "rk4@04"}),
     **{
         f"defaults of {where or 'the job'}": job(
-            **{f"{where}{k}": v for k, v in defaults(type(part)).items() if f"{where}{k}" != "model.basis"}
+            **{f"{where}{k}": v for k, v in defaults(type(part)).items() if f"{where}{k}" not in GIVEN}
         )
         for where, part in parts_of(read_job(JOB, ""))
     },
@@ -80,6 +89,9 @@ def test_equal_configs_made_in_python_have_equal_ids():
     assert job_id(one) == job_id(other)
 
 
+PATH = {**EVOLVING, "model.evolution": {"kind": "path", "basis": {"degree": 0, "num_coefficients": 2}}}
+GROUPED = {**STEM, "model.field": "preactivation_bottleneck"}
+
 # For each field a new value, and what the job before has besides JOB; `basis` stands for its own fields.
 CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.name": ("mnist", {}),
@@ -107,6 +119,25 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.num_groups": (16, {}),
     "model.time_scale": (4.0, {}),
     "model.init": ("torch_default", {}),
+    "model.evolution.kind": ("reaction_diffusion", EVOLVING),
+    "model.evolution.rank": (5, EVOLVING),
+    "model.evolution.width": (17, EVOLVING),
+    "model.evolution.basis": ({"degree": 0, "num_coefficients": 3}, PATH),
+    "model.evolution.sigma": ("tanh", EVOLVING),
+    "model.evolution.method": ("euler", EVOLVING),
+    "model.evolution.num_steps": (2, EVOLVING),
+    "model.rule.k_per_channel": (True, LAYERS),
+    "model.rule.k_range": ([0.0, 0.1], LAYERS),
+    "model.rule.k_decay": (True, LAYERS),
+    "model.rule.order": (3, LAYERS),
+    "model.rule.survival": (0.5, LAYERS),
+    "model.rule.noise": (1e-3, LAYERS),
+    "model.rule.noise_kind": ("released", LAYERS),
+    "model.norm": ("batch", STEM),
+    "model.statistics": (5, STEM),
+    "model.time_channel": (True, {}),
+    "model.cardinality": (2, GROUPED),
+    "model.inner_width": (4, GROUPED),
     "train.solver": ("rk4@5", {}),
     "train.epochs": (3, {}),
     "train.batch_size": (65, {}),
@@ -124,13 +155,32 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.drop_last": (True, {}),
     "train.autocast": ("bf16", {}),
     "train.record_every": (2, {}),
+    "train.phases": ([{"until": 1, "solver": "euler@2"}], {}),
+    "train.kinetic": (0.1, {}),
+    "train.jacobian": (0.1, {}),
+    "train.random_end": (0.5, {}),
     "seed": (1, {}),
 }
 
 
 def test_each_field_that_can_change_is_listed():
     every = {f"{where}{f.name}" for where, part in parts_of(read_job(JOB, "")) for f in dataclasses.fields(part)}
-    assert set(CHANGED) == every - {"data", "model", "train", "model.basis", "model.basis.kind"}
+    every |= {f"model.evolution.{f.name}" for f in dataclasses.fields(EvolutionConfig)}
+    whole = {"data", "model", "train", "model.basis", "model.evolution", "model.rule"}
+    assert set(CHANGED) == every - whole - {"model.basis.kind"}
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Phase)])
+def test_any_changed_field_of_a_phase_changes_the_hash(field):
+    phase = {"until": 1, "solver": "dopri5@1e-3", "basis": None, "gradient": "direct"}
+    other = {"until": 2, "solver": "rk4@2", "basis": {"degree": 0, "num_coefficients": 2}, "gradient": "adjoint"}
+    changed = job(**{"train.phases": [phase | {field: other[field]}], "train.epochs": 5})
+    assert identity(changed) != identity(job(**{"train.phases": [phase], "train.epochs": 5}))
+
+
+def test_the_kind_of_a_basis_changes_the_hash():
+    kinds = [{"num_coefficients": 5, "kind": kind} for kind in ("hat", "fourier", "legendre", "chebyshev")]
+    assert len({identity(job(**{"model.basis": basis})) for basis in kinds}) == 4
 
 
 @pytest.mark.parametrize("path", CHANGED)

@@ -11,6 +11,8 @@ JOB: dict[str, Any] = {
     "train": {"solver": "rk4@4", "epochs": 2, "batch_size": 64, "optimiser": "sgd", "lr": 0.1},
 }
 FOLDER = {"data.name": "imagefolder", "data.folder": "birds", "data.image_size": 32, "data.num_classes": 5}
+EVOLVING = {"model.family": "evolving", "model.basis": ..., "model.evolution": {"kind": "linear"}}
+LAYERS = {"model.family": "lm_resnet", "model.basis": ..., "train.solver": "layers@4"}
 STEM = {"model.network": "stem", "model.field": "preactivation"}
 
 
@@ -21,8 +23,8 @@ def job(**changes: Any) -> dict[str, Any]:
         *sections, name = path.split(".")
         section = data
         for key in sections:
-            section = section[key]
-        section[name] = value
+            section = section.setdefault(key, {})
+        section[name] = deepcopy(value)
         if value is ...:
             del section[name]
     return data
