@@ -156,8 +156,8 @@ def test_other_solvers_judge_it_or_are_refused_with_the_reason(config):
             network.predict(images(), Fixed("euler", 4))
     else:
         assert len(solvers) > 5
-        finest = [tally.gap_max for solver, tally in zip(solvers, tallies) if str(solver) in ("rk4@8", "dopri5@1e-4")]
-        assert max(finest) < 1  # untrained, it is nearly linear in depth
+        fine = [network.predict(images(), parse_solver(text)).logits for text in ("rk4@24", "dopri5@1e-4")]
+        torch.testing.assert_close(*fine, rtol=0, atol=0.02)  # it is a flow: two fine solvers find the same
         with pytest.raises(ValueError, match="names the layers of a discrete net"):
             network.predict(images(), Layers((4,)))
 
@@ -169,6 +169,10 @@ def test_it_compiles_into_one_graph_and_computes_the_same(config):
     if not isinstance(solver, Fixed | Layers):
         solver = Fixed("rk4", 2)  # such a solver cannot be traced, the family can
     network.prepare(solver)
+    with torch.no_grad():  # off the kinks of ReLU, where a RevNet's recomputed states may fall on the other side
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
     modes = ["eval"] if build.is_random(config) else ["eval", "train"]
@@ -177,9 +181,9 @@ def test_it_compiles_into_one_graph_and_computes_the_same(config):
         found = []
         for call in (network, compiled):
             network.zero_grad()
-            network.load_state_dict(build_network(config).state_dict())  # batch norm's statistics too
+            network.load_state_dict(start)  # batch norm's statistics
             logits = call(images(), solver)
             logits.square().sum().backward()
             found.append([logits.detach(), *(p.grad for p in network.parameters())])
         for eager, traced in zip(*found):
-            torch.testing.assert_close(traced, eager, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(traced, eager, rtol=1e-3, atol=2e-4)
