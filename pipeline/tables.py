@@ -200,7 +200,7 @@ def _conversions(results: Results) -> list[str]:
             repaired.append(later["epoch"].min() - row["epoch"] + 1 if len(later) else math.nan)
         never = sum(map(math.isnan, repaired))
         known = [int(x) for x in repaired if not math.isnan(x)]
-        words = [f"after {min(known)} to {max(known)} epochs"] if known else []
+        words = [f"after {_span(known)}"] if known else []
         words += [f"not by the end in {counted(never, 'job')}"] if never else []
         sentences.append(
             f"{label}, carried over to {solver}: at once {points(sum(lost) / len(lost))} points of validation accuracy "
@@ -209,6 +209,11 @@ def _conversions(results: Results) -> list[str]:
             f"reached again {' and '.join(words)}."
         )
     return sentences
+
+
+def _span(epochs: list[int]) -> str:
+    low, high = min(epochs), max(epochs)
+    return counted(high, "epoch") if low == high else f"{low} to {high} epochs"
 
 
 def percent(share: float) -> str:

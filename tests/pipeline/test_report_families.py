@@ -1,0 +1,97 @@
+"""The report of what is not a plain ODE under one solver: discrete nets, and trainings of several phases."""
+
+import re
+
+import pytest
+from test_collect import change
+from test_report import drawn, results_of, whole_page
+
+from pipeline.records import TrainingRecord, read_records, write_records
+from pipeline.tables import summary
+
+DISCRETE = """
+question: Deep?
+job:
+  data: {name: digits, num_validation: 144}
+  model: {network: raw, family: resnet, width: 8}
+  train: {solver: layers@2, optimiser: adam, lr: 5e-3, epochs: 5, batch_size: 64}
+sweep:
+  train.solver: [layers@2, layers@4]
+evaluate_with: {solvers: []}
+"""
+ODE = "{model: {family: neural_ode}, train: {solver: euler@4}}"
+MIXED = DISCRETE.replace("train.solver: [layers@2, layers@4]", f"job: [{{}}, {ODE}]")
+MIXED = MIXED.replace("solvers: []", "solvers: [euler@4, rk4@8]")
+PHASES = """
+question: Coarse to fine?
+job:
+  data: {name: digits, num_validation: 144}
+  model: {network: raw, family: gode, width: 8, basis: {degree: 3, num_coefficients: 8}}
+  train:
+    {solver: rk4@4, optimiser: adam, lr: 5e-3, epochs: 5, batch_size: 64, phases: [{until: 3, solver: euler@4}]}
+sweep: {seed: [0, 1]}
+evaluate_with: {solvers: [euler@4, rk4@4]}
+"""
+
+
+def text_of(results) -> str:
+    return re.sub("<[^>]*>", " ", whole_page(results))
+
+
+def test_a_discrete_net_is_judged_by_its_own_layers_alone_and_the_page_says_so(tmp_path):
+    results = results_of(MIXED, tmp_path)
+    assert list(results.table[results.table["model.family"] == "resnet"]["solver"]) == ["layers@2"]
+    assert results.solvers == ["euler@4", "rk4@8", "layers@2"]
+    assert results.finest == "rk4@8"
+    text = text_of(results)
+    assert "The nets of layers@2 are discrete: between their layers is no ODE" in text
+    assert "empty: a discrete net" in drawn(results)["cross_solver"].caption
+    titles = [ax.get_title() + ax.get_title(loc="left") for ax in drawn(results)["step"].figure.axes]
+    assert any("trained with euler@4" in title for title in titles)
+    assert not any("layers@2" in title for title in titles)
+
+
+def test_an_experiment_of_discrete_nets_alone_needs_no_solver(tmp_path):
+    results = results_of(DISCRETE, tmp_path)
+    assert results.finest == ""
+    assert not any("finest solver" in sentence for sentence in summary(results))
+    text = text_of(results)
+    assert "under none" in text
+    assert "hollow" not in drawn(results)["coefficients"].caption
+
+
+def converted(experiment, paths) -> None:
+    """In epoch 4, from 0.9 to 0.6 and 0.5; the first job is as good again in epoch 5, the second never."""
+    for job, (at_once, then) in zip(experiment.jobs, ((0.6, 0.95), (0.5, 0.8))):
+        rows = read_records(TrainingRecord, paths.training(job))
+        values = [0.3, 0.6, 0.9, 0.7, then]
+        rows = [
+            TrainingRecord(**{**vars(row), "validation_accuracy": v, "solver": "rk4@4"}) for row, v in zip(rows, values)
+        ]
+        write_records(paths.training(job), rows[:4])
+        change(paths.training(job), TrainingRecord, converted_accuracy=at_once, converted_error=0.25)
+        write_records(paths.training(job), [*read_records(TrainingRecord, paths.training(job)), rows[4]])
+
+
+def test_what_a_conversion_lost_and_when_it_was_repaired(tmp_path):
+    results = results_of(PHASES, tmp_path, converted)
+    (sentence,) = [s for s in summary(results) if "carried over" in s]
+    assert "at once 35.0 points of validation accuracy are lost (mean of 2 jobs; 30.0 to 40.0)" in sentence
+    assert "the largest relative error of a weight is 0.25" in sentence
+    assert "reached again after 2 epochs and not by the end in 1 job." in sentence
+    drawing = drawn(results)["training"]
+    assert "Hollow" in drawing.caption
+    hollow = [line for line in drawing.figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert sorted(xy for line in hollow for xy in zip(*line.get_data())) == [(3, 50), (3, 60)]
+
+
+def test_trainings_of_one_phase_have_no_such_sentence(tmp_path):
+    results = results_of(PHASES, tmp_path)
+    assert not any("carried over" in s for s in summary(results))
+    assert "Hollow" not in drawn(results)["training"].caption
+
+
+@pytest.mark.parametrize("text", [MIXED, DISCRETE, PHASES], ids=["mixed", "discrete", "phases"])
+def test_every_figure_is_drawn_or_says_why_not(text, tmp_path):
+    for drawing in drawn(results_of(text, tmp_path)).values():
+        assert drawing.caption
