@@ -235,8 +235,8 @@ LAZY = "def f():\n    if True:\n        "
         ),
         (
             leaves_with_branches,
-            {"gode_core/solvers.py": "from . import bases"},
-            "gode_core.solvers imports gode_core.bases",
+            {"gode_core/methods.py": "from . import bases"},
+            "gode_core.methods imports gode_core.bases",
         ),
         *[
             (stages_that_meet, {"pipeline/report.py": text}, "pipeline.report reaches pipeline.collect")
@@ -282,8 +282,8 @@ def test_a_module_without_a_docstring_is_found(tmp_path):
 
 
 ALLOWED = {
-    "gode_core/solvers.py": "import re",
-    "gode_core/bases.py": "from gode_core.solvers import x",
+    "gode_core/methods.py": "import re",
+    "gode_core/bases.py": "from gode_core.methods import x",
     "gode_core/integrate.py": "import torch\nimport torchdiffeq",
     "pipeline/config.py": "from gode_core.bases import x",
     "pipeline/data.py": f"{LAZY}import torchvision",
