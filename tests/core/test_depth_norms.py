@@ -223,6 +223,7 @@ def test_adaptive_solves_do_not_step_over_the_nodes():
     torch.testing.assert_close(solution.h1, precise, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("basis", "training"), [(clamped(0, 3), True), (constant(), True), (constant(), False)])
 def test_compiles_into_one_graph(basis, training):
     """The updates of the statistics with it."""

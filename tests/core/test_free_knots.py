@@ -156,6 +156,7 @@ def test_on_a_knot_the_gradient_is_that_of_the_side_that_is_seen():
             torch.testing.assert_close(found, slope * unit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
 @pytest.mark.parametrize("degree", [1, 3])
 def test_a_fixed_step_solve_is_one_compiled_graph_that_follows_the_knots(gradient, degree):

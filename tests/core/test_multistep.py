@@ -253,6 +253,7 @@ def test_depths_do_not_change_the_solve(name):
         integrate(field, state(), Fixed(name, 12), depths=("1/5",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gradient"), [("ab3", "direct"), ("ab2", "checkpoint"), ("leapfrog", "checkpoint")])
 def test_a_solve_is_one_compiled_graph(name, gradient):
     field, solver = small_field(clamped(0, 2)), parse_solver(f"{name}@8")

@@ -232,6 +232,7 @@ def test_counts_are_the_calls_of_f(name):
     assert set(calls) == set(range(3 * rule.functions_per_layer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "training", "norm"),
     [(name, False, "group") for name in RULES] + [("multistep", True, "batch"), ("reversible", True, "batch")],
