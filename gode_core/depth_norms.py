@@ -104,9 +104,9 @@ class DepthBatchNorm(nn.Module):
         return normalised
 
     def begin_solve(self) -> None:
-        if self.training:
-            coefficients, channels = self.mean.shape
-            self._sums = self.mean.new_zeros(coefficients, 1 + 2 * channels)
+        coefficients, channels = self.mean.shape
+        # in eval mode too: a solve that an error broke off has left its sums
+        self._sums = self.mean.new_zeros(coefficients, 1 + 2 * channels) if self.training else None
 
     @torch.no_grad()
     def end_solve(self) -> None:

@@ -37,7 +37,7 @@ class ImplicitSolve:
     """
 
     def __init__(self, field: Any, solver: Implicit):
-        if getattr(field, "batch_norms", ()) and field.training:
+        if any(norm.training for norm in getattr(field, "batch_norms", ())):
             raise ValueError(
                 f"{solver} solves for each sample apart, and batch norm in train mode ties them together; "
                 "take the norm `group` or `layer`, or train with an explicit solver"

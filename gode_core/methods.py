@@ -36,6 +36,7 @@ class Tableau:
         for condition, (found, wanted) in self._order_conditions().items():
             if found != wanted:
                 raise ValueError(f"a method of order {self.order} has {condition} = {wanted}, got {found}")
+        _ = self.float_a, self.float_b  # made now: torch.compile cannot trace the lock that makes them (Python 3.11)
 
     @property
     def num_stages(self) -> int:
@@ -124,6 +125,7 @@ class LinearMultistep:
             raise ValueError(f"the start must be one of {', '.join(TABLEAUS)}, got `{self.start}`")
         if TABLEAUS[self.start].order < self.order - 1:
             raise ValueError(f"a method of order {self.order} needs a start of order {self.order - 1} at least")
+        _ = self.float_alpha, self.float_beta  # made now, as a tableau's
 
     @property
     def num_steps_back(self) -> int:

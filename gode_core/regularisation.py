@@ -27,11 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from gode_core.bases import Moment, StageTimes, Times
+from gode_core.depth_norms import DepthBatchNorm
 from gode_core.fields import Field
 from gode_core.integrate import integrate
 from gode_core.layers import Function
 from gode_core.solution import Solution
-from gode_core.solvers import Solver
+from gode_core.solvers import Implicit, Solver
 
 if TYPE_CHECKING:
     from gode_core.evolution import Evolution, Path
@@ -52,6 +53,10 @@ class Changed(nn.Module):
     @property
     def evolution(self) -> Evolution | None:
         return self.field.evolution
+
+    @property
+    def batch_norms(self) -> list[DepthBatchNorm]:
+        return self.field.batch_norms
 
     @property
     def breaks(self) -> tuple[Fraction, ...]:
@@ -139,8 +144,11 @@ def integrate_path(
     """`integrate` to the time `end`; the solution has the energies asked for. generator: draws e, on any device.
 
     Raises what `integrate` raises, and ValueError for `jacobian` with the gradient `checkpoint`: the derivative that it
-    takes on the way would recompute each run of steps once per evaluation, and update running statistics again.
+    takes on the way would recompute each run of steps once per evaluation, and update running statistics again; and
+    with an implicit solver, whose own derivatives (torch.func) cannot go through that one.
     """
+    if jacobian and isinstance(solver, Implicit):
+        raise ValueError(f"jacobian does not go with {solver}; take an explicit solver, or kinetic alone")
     if jacobian and settings.get("gradient") == "checkpoint":
         raise ValueError("jacobian does not go with the gradient `checkpoint`; take `direct`, or kinetic alone")
     shape, num_energies = tuple(h0.shape[1:]), 1 + jacobian if kinetic or jacobian else 0

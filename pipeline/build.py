@@ -91,7 +91,7 @@ def _field_maker(model: ModelConfig, basis: Basis | None) -> Callable[..., Field
 
 
 def _basis(config: JobConfig, phase: Phase) -> Basis:
-    given = phase.basis
+    given = phase.basis or config.model.basis
     if given is not None and given.knots == "free":
         assert given.degree is not None
         return FreeKnots(given.degree, given.num_coefficients)

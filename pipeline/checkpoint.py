@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.config import JobConfig, canonical, job_id
 from pipeline.records import replace_file
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(path: str | Path, config: JobConfig, state: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ def load(path: str | Path, config: JobConfig) -> dict[str, Any] | None:
     except Exception as error:  # zip, pickle and torch each raise their own for a file that is cut off or foreign
         raise ValueError(f"{path}: not a whole checkpoint of ours ({type(error).__name__}); {way_out}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of ours; {way_out}")
+        raise ValueError(f"{path}: not a checkpoint of this version; {way_out}")
     if state["job"] != job_id(config):
         raise ValueError(f"{path}: belongs to the job {state['job']}, not to {job_id(config)}; {way_out}")
     return state

@@ -273,3 +273,13 @@ def test_kinds_of_norm():
         make_norm("bach", 6, 3, 2, constant(), 9)
     with pytest.raises(ValueError, match="at least 2 nodes over depth, got 1"):
         make_norm("batch", 6, 3, 2, constant(), 1)
+
+
+def test_a_training_solve_that_was_broken_off_leaves_nothing_to_a_solve_in_eval_mode():
+    norm = DepthBatchNorm(2, 1, clamped(1, 2)).train()
+    norm.begin_solve()
+    norm._by_the_batch(torch.randn(4, 2, 3, 3) + 5, norm.weight[0], norm.bias[0], torch.tensor([1.0, 0.0]))
+    norm.eval()  # as after an interrupt
+    norm.begin_solve()
+    norm.end_solve()
+    assert torch.equal(norm.mean, torch.zeros(2, 2))

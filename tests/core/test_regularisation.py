@@ -14,7 +14,7 @@ from gode_core.integrate import integrate, prepare
 from gode_core.layers import DepthLinear
 from gode_core.networks import raw_network, stage_network
 from gode_core.regularisation import draw_end, integrate_path, regularised, stretched, unpack
-from gode_core.solvers import Adaptive, Fixed
+from gode_core.solvers import Adaptive, Fixed, Implicit
 
 RATES = torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64)
 
@@ -243,3 +243,13 @@ def test_a_discrete_net_has_no_path():
     for option in ({"kinetic": True}, {"jacobian": True}, {"random_end": 0.1}):
         with pytest.raises(ValueError, match="layers@2 has no path through time"):
             net.predict(torch.rand(1, 1, 4, 4), Layers((2,)), **option)
+
+
+def test_implicit_steps_refuse_what_they_refuse_of_the_field_itself():
+    """Batch norm in train mode, under a changed field too; and the derivative within the derivative."""
+    field, h0 = preactivation(4, 2, clamped(0, 1), norm="batch"), torch.randn(2, 4, 3, 3)
+    for settings in ({"end": 1.2}, {"kinetic": True}):
+        with pytest.raises(ValueError, match="batch norm in train mode"):
+            integrate_path(field, h0, Implicit("trapezoid", 2), **settings)
+    with pytest.raises(ValueError, match="jacobian does not go with"):
+        integrate_path(field.eval(), h0, Implicit("trapezoid", 2), jacobian=True)

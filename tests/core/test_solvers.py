@@ -273,3 +273,10 @@ def test_an_adaptive_method_is_described_as_torchdiffeq_has_it(name):
     solver = odeint.SOLVERS[name]
     assert ADAPTIVE_METHODS[name].order == solver.order
     assert ADAPTIVE_METHODS[name].evals_per_step == len(solver.tableau.alpha)
+
+
+@pytest.mark.parametrize("method", [*TABLEAUS.values(), *MULTISTEPS.values()])
+def test_the_floats_of_a_method_are_made_with_it(method):
+    """Else torch.compile would meet the lock of `cached_property` (Python 3.11), which it cannot trace."""
+    copy = replace(method)
+    assert {name for name in vars(type(method)) if name.startswith("float_")} <= set(vars(copy))
