@@ -33,7 +33,9 @@ class ImplicitSolve:
     """One solve. num_evals: all calls of the field on the way forward, a product with its Jacobian being one.
 
     A step whose equation has no solution that is found ends the solve: `stopped` says how, and the states end with the
-    last accepted one. Samples must not act upon one another: raises ValueError for batch norm in train mode.
+    last accepted one. Without a gradient it ends only if it is found for no sample: else those that are lost go on as
+    nan, `lost_as` says why, and the others do not depend on them. Samples must not act upon one another: raises
+    ValueError for batch norm in train mode.
     """
 
     def __init__(self, field: Any, solver: Implicit):
@@ -45,6 +47,7 @@ class ImplicitSolve:
         self.field, self.solver = field, solver
         self.num_evals, self.num_steps = 0, 0
         self.stopped: Status | None = None
+        self.lost_as: Status = "nonfinite"
 
     def run(self, h0: Tensor, wanted: Sequence[int]) -> dict[int, Tensor]:
         """The states after the `wanted` numbers of steps and after the last, as far as they were reached."""
@@ -69,12 +72,14 @@ class ImplicitSolve:
             base = torch.add(h, begin(h), alpha=step * float(1 - theta))
         equation = _Equation(self, end, base.detach(), step * float(theta))
         with torch.no_grad():
-            z, status = equation.solve(h.detach())
-        if status != "ok":
-            self.stopped = status
+            z, status, lost = equation.solve(h.detach())
+        if status != "ok" and (torch.is_grad_enabled() or bool(lost.all())):
+            self.stopped = self.lost_as if bool(torch.isnan(h).any()) else status
             return None
         if not torch.is_grad_enabled():
-            return z
+            if status != "ok" and not bool(torch.isnan(h).any()):
+                self.lost_as = status  # of the first to be lost: later ones come with its nan
+            return choose(lost, torch.full_like(z, torch.nan), z)
         time = float(Fraction(self.num_steps + 1, self.solver.num_steps))
         return equation.with_gradient(base, z, time)
 
@@ -85,7 +90,7 @@ class _Equation:
     def __init__(self, solve: ImplicitSolve, function: Function, base: Tensor, factor: float):
         self.counter, self.function, self.base, self.factor = solve, function, base, factor
 
-    def solve(self, h: Tensor) -> tuple[Tensor, Status]:
+    def solve(self, h: Tensor) -> tuple[Tensor, Status, Tensor]:
         here = self._residual(h)
         explicit = h - here.r
         there = self._residual(explicit)
@@ -114,7 +119,7 @@ class _Equation:
             image = product(u)
             return Residual(image - g, _precision(u) * (norm(image) + norm(u) + norm(g)))
 
-        u, status = newton_krylov(g, residual(g), residual, lambda _: product)
+        u, status, _ = newton_krylov(g, residual(g), residual, lambda _: product)
         if status != "ok":
             raise SolveFailed(status, time)
         return u

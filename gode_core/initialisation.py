@@ -52,15 +52,17 @@ def initialise(network: Network, scheme: str, generator: torch.Generator) -> Non
                 _draw_bias(module.bias.data, module.weight.data, scheme, generator)
     for module in network.modules():
         if isinstance(module, Field) and isinstance(module.basis, Fourier | Legendre | Chebyshev):
-            _start_constant(module)
+            _start_constant(module, scheme)
 
 
-def _start_constant(field: Field) -> None:
+def _start_constant(field: Field, scheme: str) -> None:
     """theta(t) = theta_1: of these bases the first function is 1, and the others reach over all depths, so that drawn
     alike they would make weights several times as large as one coefficient's."""
     for parameter in field.layers.parameters():
         if len(parameter) > 1:
             parameter.data[1:] = 0
+            if scheme == "gode_release" and parameter.dim() > 2:  # which has shared its size out among them
+                parameter.data[0] *= math.sqrt(len(parameter))
 
 
 def _draw_weight(weight: Tensor, scheme: str, generator: torch.Generator, num_coefficients: int) -> None:

@@ -92,7 +92,8 @@ def _implicit(field, h0: Tensor, solver: Implicit, gradient: Gradient, wanted: l
     states = solve.run(h0, after)
     n = solve.num_steps
     reached = [states[number] for number in after if number <= n]
-    return Solution(states[n], reached, solve.num_evals, n, t=n / solver.num_steps, stopped=solve.stopped)
+    t = n / solver.num_steps
+    return Solution(states[n], reached, solve.num_evals, n, t=t, stopped=solve.stopped, lost_as=solve.lost_as)
 
 
 def _steps_before(wanted: list[Fraction], solver: Fixed | Implicit) -> list[int]:

@@ -31,22 +31,23 @@ class Residual(NamedTuple):
 
 def newton_krylov(
     z: Tensor, at_z: Residual, residual: Callable[[Tensor], Residual], jacobian: Callable[[Tensor], Product]
-) -> tuple[Tensor, Status]:
-    """z with |residual(z)| within its tolerance, from a guess z whose residual is `at_z`.
+) -> tuple[Tensor, Status, Tensor]:
+    """z with |residual(z)| within its tolerance, from a guess z whose residual is `at_z`; the worst status of a sample;
+    and (B,) bool, the samples that have not arrived.
 
     Status `nonfinite` if a residual is not finite, `unconverged` if a sample has not arrived after NEWTON_LIMIT steps.
     """
     for number in range(NEWTON_LIMIT + 1):
         size = norm(at_z.r)
-        if not bool(torch.isfinite(size).all()):
-            return z, "nonfinite"
-        still = size > at_z.tolerance
-        if not bool(still.any()):
-            return z, "ok"
-        if number < NEWTON_LIMIT:
-            direction = gmres(jacobian(z), choose(still, -at_z.r, torch.zeros_like(z)))
-            z, at_z = _descend(z, direction, still, size, residual)
-    return z, "unconverged"
+        still = (size > at_z.tolerance) & torch.isfinite(size)
+        if number == NEWTON_LIMIT or not bool(still.any()):
+            break
+        direction = gmres(jacobian(z), choose(still, -at_z.r, torch.zeros_like(z)))
+        z, at_z = _descend(z, direction, still, size, residual)
+    lost = ~(size <= at_z.tolerance)
+    if not bool(lost.any()):
+        return z, "ok", lost
+    return z, "unconverged" if bool(torch.isfinite(size).all()) else "nonfinite", lost
 
 
 def _descend(
@@ -89,7 +90,7 @@ def gmres(product: Product, b: Tensor) -> Tensor:
         rotations.append((c, s))
         weights.append(c * left)
         left = -s * left
-        left = torch.where(left.abs() <= target, 0.0, left)
+        left = torch.where(left.abs() > target, left, 0.0)  # nan: a sample that is lost
         if not bool(left.any()):
             break
         vectors.append(_over(w, torch.where(left == 0, 0.0, length)))

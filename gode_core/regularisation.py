@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gode_core.bases import Moment, StageTimes, Times
+from gode_core.bases import Basis, Moment, StageTimes, Times
 from gode_core.depth_norms import DepthBatchNorm
 from gode_core.fields import Field
 from gode_core.integrate import integrate
@@ -49,6 +49,10 @@ class Changed(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         return self.field.layers
+
+    @property
+    def basis(self) -> Basis:
+        return self.field.basis
 
     @property
     def evolution(self) -> Evolution | None:

@@ -20,6 +20,7 @@ class Solution:
     h1: the state at t = 1, or the last accepted one at `t` < 1 if the solve was given up.
     states: the states at the depths asked for, as far as they were reached.
     num_evals: calls of the field; num_accepted, num_rejected: steps.
+    lost_as: what became of samples whose h1 is not finite, though the solve of the others went on.
     kinetic, jacobian: energies of the path if `regularisation` was asked for them: scalars, means over the batch.
     """
 
@@ -30,6 +31,7 @@ class Solution:
     num_rejected: int = 0
     t: float = 1.0
     stopped: Status | None = None
+    lost_as: Status = "nonfinite"
     kinetic: Tensor | None = None
     jacobian: Tensor | None = None
 
@@ -40,7 +42,7 @@ class Solution:
         step reached its limit. Reads the device once."""
         if self.stopped is not None:
             return self.stopped
-        return "ok" if bool(torch.isfinite(self.h1).all()) else "nonfinite"
+        return "ok" if bool(torch.isfinite(self.h1).all()) else self.lost_as
 
 
 class SolveFailed(RuntimeError):

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gode_core.bases import StageTimes
@@ -52,7 +52,10 @@ def run_ends(num_steps: int, recompute: bool) -> list[int]:
 
 
 def breaks_of(field: Any) -> Breaks | None:
-    """Where the field is not smooth in depth: as it says itself, or as the basis of its weights does."""
+    """Where the field is not smooth in depth: as it says itself, or as the basis of its weights does. None of learnt
+    knots: a step meets one by chance alone, and a method that restarted there would be another after each update."""
+    if isinstance(getattr(field, "basis", None), nn.Module):
+        return None
     return field if hasattr(field, "continuity") else getattr(field, "basis", None)
 
 

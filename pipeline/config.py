@@ -93,6 +93,7 @@ class JobConfig:
         solvers = [phase.parsed_solver for phase in (*train.phases, self.phase(train.epochs))]
         implicit = any(isinstance(solver, Implicit) for solver in solvers)
         need(not implicit or model.norm != "batch", "train: an implicit solver goes without batch norm in the field")
+        need(not (implicit and train.jacobian), "train: jacobian goes without an implicit solver")
         recomputed = "checkpoint" in (train.gradient, *(phase.gradient for phase in train.phases))
         need(not (train.jacobian and recomputed), "train: jacobian goes without the gradient `checkpoint`")
         regular = train.kinetic or train.jacobian

@@ -34,7 +34,9 @@ def evals_per_solve(config: JobConfig, phase: Phase) -> int:
         return blocks * ASSUMED_STEPS * ADAPTIVE_METHODS[solver.method].evals_per_step
     if isinstance(solver, Implicit):
         return blocks * ASSUMED_ITERATIONS * solver.num_steps
-    return blocks * num_evals(solver, config.basis_of(phase))
+    basis = phase.basis or config.model.basis
+    learnt = basis is not None and basis.knots == "free"  # no method restarts at those
+    return blocks * num_evals(solver, None if learnt else config.basis_of(phase))
 
 
 def is_guess(config: JobConfig) -> bool:

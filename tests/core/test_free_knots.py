@@ -217,3 +217,15 @@ def test_a_diverged_training_ends_as_a_nonfinite_solve():
 def test_what_cannot_learn_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         FreeKnots(*arguments)
+
+
+def test_multistep_methods_do_not_restart_at_learnt_knots():
+    """At the start the knot 1/2 is met by a step of six, after an update no longer: the method is to stay the same."""
+    field = Field([DepthLinear(2, 2, 3, 0)], FreeKnots(1, 3)).double()
+    field.layers[0].weight.data.fill_(0.1)
+    counts = []
+    for shift in (0.0, 0.1):
+        with torch.no_grad():
+            next(field.basis.parameters())[0] += shift
+        counts.append(integrate(field, torch.ones(1, 1, 2, dtype=torch.float64), Fixed("ab3", 6)).num_evals)
+    assert counts == [Fixed("ab3", 6).num_evals] * 2

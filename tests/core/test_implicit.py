@@ -231,6 +231,20 @@ def test_an_equation_without_a_solution_is_a_status():
     assert (later.status, later.t, later.num_accepted, len(later.states)) == ("unconverged", 0.5, 2, 2)
 
 
+@pytest.mark.parametrize("bad", [1.0, math.inf], ids=["unconverged", "nonfinite"])
+def test_without_a_gradient_a_lost_sample_does_not_take_the_others_along(bad):
+    """z = y + (z^2 + 1) / 2 in each of two steps: from -2 there is a root, from 1 there is none."""
+    h0 = torch.tensor([[-2.0], [bad], [-1.5]], dtype=torch.float64)
+    solver, status = Implicit("backward_euler", 2), "unconverged" if bad == 1 else "nonfinite"
+    with torch.no_grad():
+        together = integrate(lambda t, h: h * h + 1, h0, solver)
+        alone = [integrate(lambda t, h: h * h + 1, h0[i : i + 1], solver).h1[0] for i in (0, 2)]
+    assert (together.status, together.stopped, together.t) == (status, None, 1.0)
+    assert together.h1[1].isnan()
+    torch.testing.assert_close(together.h1[[0, 2]], torch.stack(alone), rtol=1e-10, atol=1e-12)
+    assert integrate(lambda t, h: h * h + 1, h0, solver).stopped == status
+
+
 def test_non_finite_is_a_status():
     solution = integrate(lambda t, h: h * (math.nan if t > 0.5 else 1), ONE, Implicit("trapezoid", 4))
     assert (solution.status, solution.t) == ("nonfinite", 0.5)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from gode_core.bases import clamped, constant, unclamped
+from gode_core.bases import Chebyshev, Fourier, Legendre, Moment, clamped, constant, unclamped
 from gode_core.fields import concat_time, preactivation
 from gode_core.initialisation import SCHEMES, initialise
 from gode_core.layers import DepthConv
@@ -93,6 +93,22 @@ def test_initial_weights_follow_the_scheme_and_the_seed(scheme):
     assert kernel.std().item() == pytest.approx(standard_deviation, rel=0.02)
     if scheme == "gode_release":
         assert kernel.abs().max().item() == pytest.approx(0.0255, abs=1e-4)  # the figure for 64 channels and n = 4
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("basis", [Fourier(5), Legendre(5), Chebyshev(5)], ids=["fourier", "legendre", "chebyshev"])
+def test_weights_on_a_basis_without_knots_begin_constant_and_as_large_as_one_set(scheme, basis):
+    def weights(basis, t):
+        network = stem_network(1, 10, 64, 32, all_of(basis))
+        initialise(network, scheme, torch.Generator().manual_seed(0))
+        return network.fields[0].weights(Moment(t))[0]
+
+    for many, later, one in zip(weights(basis, 0.0), weights(basis, 0.37), weights(constant(), 0.0)):
+        for name in many:
+            torch.testing.assert_close(many[name], later[name])
+            spread = 1.5**0.5 if scheme == "gode_release" and "weight" in name and many[name].dim() > 1 else 1
+            assert many[name].std().item() == pytest.approx(one[name].std().item() * spread, rel=0.02)
+            assert many[name].mean().item() == pytest.approx(one[name].mean().item(), abs=2e-3)
 
 
 def test_unknown_scheme_is_refused():

@@ -243,6 +243,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {**STEM, "model.norm": "batch", "train.solver": "trapezoid@4"},
         "train: an implicit solver goes without batch norm in the field",
     ),
+    ({"train.jacobian": 0.1, "train.solver": "trapezoid@4"}, "train: jacobian goes without an implicit solver"),
     ({"train.jacobian": 0.1, "train.gradient": "checkpoint"}, "train: jacobian goes without the gradient `checkpoint`"),
     ({"train.solver": "layers@4"}, "a gode is trained with a solver, got layers@4"),
     ({**LAYERS, "train.solver": "rk4@4"}, "a lm_resnet is trained with `layers@N`, got rk4@4"),

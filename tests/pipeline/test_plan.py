@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gode_core.solvers import ADAPTIVE_METHODS, parse_solver
+from gode_core.solvers import ADAPTIVE_METHODS
 from pipeline import stage
 from pipeline.config import job_id, read_job
 from pipeline.experiment import load_experiment
@@ -65,8 +65,15 @@ def test_a_folder_s_images_are_counted_only_if_their_number_is_given():
 
 @pytest.mark.parametrize("method", ADAPTIVE_METHODS)
 def test_an_adaptive_solve_is_guessed_from_its_method(method):
-    solver = parse_solver(f"{method}@1e-5")
-    assert evals_per_solve(solver) == ASSUMED_STEPS * ADAPTIVE_METHODS[method].evals_per_step
+    config = read_job(JOB | {"train": JOB["train"] | {"solver": f"{method}@1e-5"}}, "")
+    assert evals_per_solve(config, config.phase(0)) == ASSUMED_STEPS * ADAPTIVE_METHODS[method].evals_per_step
+
+
+def test_each_phase_is_counted_with_its_own_solver_and_basis():
+    """Four batches. ab3 makes two of Runge-Kutta's steps at the start of each of two pieces, of three stages each."""
+    early = {"until": 1, "solver": "ab3@8", "basis": {"degree": 0, "num_coefficients": 2}}
+    gode = {"model.family": "gode", "model.basis": {"degree": 3, "num_coefficients": 8}}
+    assert count(**gode, **{"train.phases": [early]}) == 4 * 2 * (2 * 3 + 2) + 2 * 4 * 5 * 4
 
 
 TEXT = """\
