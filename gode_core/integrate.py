@@ -115,7 +115,8 @@ def _adaptive(
 ) -> Solution:
     """Weights that evolve are solved together with the state."""
     if getattr(field, "evolution", None) is None:
-        return _Adaptive(field, solver, gradient, max_steps, _rms).solve(h0, wanted)
+        norm = getattr(field, "error_norm", None) or _rms
+        return _Adaptive(field, solver, gradient, max_steps, norm).solve(h0, wanted)
     both = Coupled(field, h0.shape)
     solution = _Adaptive(both, solver, gradient, max_steps, both.norm).solve(both.pack(h0), wanted)
     return replace(solution, h1=both.unpack(solution.h1), states=[both.unpack(z) for z in solution.states])

@@ -41,10 +41,11 @@ if TYPE_CHECKING:
 class Changed(nn.Module):
     """A field whose functions of h alone are changed, each in the same way. In all else it is the field."""
 
-    def __init__(self, field: Field | Changed, change: Callable[[Function], Function]):
+    def __init__(self, field: Field | Changed, change: Callable[[Function], Function], error_norm=None):
         super().__init__()
         self.field = field
         self.change = change
+        self.error_norm = error_norm or getattr(field, "error_norm", None)  # what an adaptive solve keeps small
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -100,7 +101,15 @@ def _times(factor: float, function: Function, h: Tensor) -> Tensor:
 def regularised(field: Field | Changed, shape: tuple[int, ...], epsilon: Tensor | None = None) -> Changed:
     """The field of z = (h, kinetic, jacobian), (B, D + 2), for states h of (B, *shape). epsilon: e, of h's shape;
     without it z = (h, kinetic), (B, D + 1)."""
-    return Changed(field, lambda function: partial(_slope_of_all, shape, epsilon, function))
+    norm = partial(_norm_by_parts, 1 if epsilon is None else 2)
+    return Changed(field, lambda function: partial(_slope_of_all, shape, epsilon, function), norm)
+
+
+def _norm_by_parts(num_energies: int, z: Tensor) -> Tensor:
+    """The larger of the root mean squares of the states and of the energies, which in one mean would count for little
+    beside so many entries of h."""
+    states, energies = z.tensor_split([z.shape[1] - num_energies], dim=1)
+    return torch.maximum(states.square().mean().sqrt(), energies.square().mean().sqrt())
 
 
 def pack(h: Tensor, num_energies: int) -> Tensor:

@@ -66,6 +66,18 @@ def test_energies_of_a_linear_field(solver, end):
     torch.testing.assert_close(solution.jacobian, end * (RATES**2).mean(), rtol=1e-7, atol=1e-7)
 
 
+def test_the_tolerance_holds_for_the_energies_beside_many_coordinates():
+    """One of 900 moves: h = 30 exp(-4 t), energy 16 * 900 / 900 * (1 - exp(-8)) / 8."""
+    rates, c = torch.zeros(900, dtype=torch.float64), torch.zeros(1, 900, dtype=torch.float64)
+    rates[0], c[0, 0] = -4.0, 30.0
+    field = Field([DepthLinear(900, 900, 1, 0)], constant()).double()
+    field.layers[0].weight.data[0] = torch.diag(rates)
+    kinetic = torch.tensor(16 * (1 - math.exp(-8)) / 8, dtype=torch.float64)
+    for run in (field, stretched(field, 1.0)):
+        solution = integrate_path(run, c, Adaptive("bosh3", 1e-5, 1e-5), kinetic=True)
+        torch.testing.assert_close(solution.kinetic, kinetic, rtol=1e-4, atol=0)
+
+
 def test_jacobian_is_estimated_without_bias():
     """The mean over all sign vectors is |M|_F^2 / D, and one alone is not."""
     matrix = points(2, 3, 3)
