@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from gode_core.bases import KNOTS, Basis, Chebyshev, Fourier, Legendre, clamped, exact, hat
@@ -20,8 +20,8 @@ class BasisConfig:
     interior ones. `hat` is piecewise linear, `knots` its interior nodes. The others have neither.
     """
 
+    degree: int | None = field(default=None, kw_only=True)  # first, where it stood when it was always needed
     num_coefficients: int
-    degree: int | None = None
     kind: Literal["bspline", "hat", "fourier", "legendre", "chebyshev"] = "bspline"
     knots: Literal["clamped", "unclamped", "free"] | tuple[str, ...] = "clamped"  # or the interior knots, clamped
 

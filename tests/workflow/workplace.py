@@ -24,10 +24,10 @@ class Workplace:
             *map(str, options),
         ]
 
-    def snakemake(self, *options, **how):
+    def snakemake(self, *options, seconds=280, **how):
         """(exit code, all output)."""
         command = self.command(*options, **how)
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=seconds)
         return done.returncode, done.stdout + done.stderr
 
     def start(self, *options, **how):
