@@ -244,12 +244,17 @@ def _parameters(table: Frame) -> list[str]:
 
 def _full_labels(table: Frame) -> Frame:
     """The label, and behind it each parameter that varies between jobs of one label and training solver: without
-    it, a mean over them would be taken for one over seeds."""
+    it, a mean over them would be taken for one over seeds. A value that most jobs of the label have goes without
+    saying."""
+    jobs = table.drop_duplicates("job").set_index("job")
     columns = [column for column in _parameters(table) if column != "train.solver"]
-    varies = table.groupby(GROUP)[columns].nunique(dropna=False).gt(1).groupby("label").any()
-    labels = table["label"].copy()
+    varies = jobs.groupby(GROUP)[columns].nunique(dropna=False).gt(1).groupby("label").any()
+    labels = jobs["label"].copy()
     for column in varies.columns[varies.any()]:
-        values = table[column].map(lambda value: "none" if pd.isna(value) else str(value))
+        values = jobs[column].map(lambda value: "none" if pd.isna(value) else str(value))
+        usual = values.groupby([jobs["label"], values]).transform("size") * 2 > jobs.groupby("label")[
+            "label"
+        ].transform("size")
         key = "" if column == "data.name" else column.rpartition(".")[2] + "="
-        labels += (" " + key + values).where(table["label"].map(varies[column]), "")
-    return labels
+        labels += (" " + key + values).where(jobs["label"].map(varies[column]) & ~usual, "")
+    return table["job"].map(labels)

@@ -229,7 +229,7 @@ def test_ids_of_finished_work_stay(name):
 
 @pytest.mark.parametrize("name", golden())
 def test_the_golden_configs_are_written_in_full(name):
-    """So that a changed default cannot pass unseen; in the same order too, or every config.json would be written anew."""
+    """So that a changed default cannot pass unseen; in that order too, or every config.json would be written anew."""
     assert json.dumps(canonical(read_job(golden()[name], name))) == json.dumps(golden()[name])
 
 

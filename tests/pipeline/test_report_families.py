@@ -85,6 +85,15 @@ def test_what_a_conversion_lost_and_when_it_was_repaired(tmp_path):
     assert sorted(xy for line in hollow for xy in zip(*line.get_data())) == [(3, 50), (3, 60)]
 
 
+def test_a_label_says_what_most_of_its_jobs_do_not_share(tmp_path):
+    """Three of four have the usual width, one has random ends too."""
+    more = "job: [{}, {train: {random_end: 0.5}}, {model: {width: 9}}, {train: {kinetic: 0.1}}]"
+    text = DISCRETE.replace("train.solver: [layers@2, layers@4]", more).replace("family: resnet", "family: neural_ode")
+    text = text.replace("solver: layers@2", "solver: euler@4").replace("solvers: []", "solvers: [euler@4]")
+    results = results_of(text, tmp_path)
+    assert results.labels == ["neural-ode", "neural-ode random_end=0.5", "neural-ode width=9", "neural-ode kinetic=0.1"]
+
+
 def test_trainings_of_one_phase_have_no_such_sentence(tmp_path):
     results = results_of(PHASES, tmp_path)
     assert not any("carried over" in s for s in summary(results))
