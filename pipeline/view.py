@@ -23,8 +23,11 @@ from pipeline.records import AttemptRecord, EvaluationRecord, TrainingRecord, re
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of what is shown; another number makes every run anew
-CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "lr", "num_evals")
+FORMAT = 2  # of what is shown; another number makes every run anew
+CURVES = (
+    *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "lr", "num_evals"),
+    *("num_coefficients", "converted_loss", "converted_accuracy", "converted_error", "kinetic", "jacobian"),
+)
 MEASURES = (
     *("accuracy", "loss", "agreement", "logit_gap_max", "logit_gap_mean"),
     *("num_evals", "num_failed", "seconds"),
