@@ -41,9 +41,9 @@ def test_every_job_is_shown_whole(once):
         rows = read_records(TrainingRecord, paths.training(job))
         for name in CURVES:
             history = once.client.get_metric_history(info.run_id, name)
-            shown = [(row.step, getattr(row, name)) for row in rows if getattr(row, name) is not None]
-            assert sorted((m.step, m.value) for m in history) == shown
-            assert {m.timestamp for m in history} == ({started} if shown else set())
+            known = [(row.step, getattr(row, name)) for row in rows if getattr(row, name) is not None]
+            assert sorted((m.step, m.value) for m in history) == known
+            assert {m.timestamp for m in history} == ({started} if known else set())
         judged = read_records(EvaluationRecord, paths.evaluation(job, once.experiment.evaluate_with.id))
         expected = {f"{name}/{plain_solver(row.solver)}": getattr(row, name) for row in judged for name in MEASURES}
         assert expected.items() <= data.metrics.items()
