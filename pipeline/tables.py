@@ -157,6 +157,7 @@ def summary(results: Results) -> list[str]:
         sentences.append(f"The finest solver judged with is {results.finest}.")
     for solver in results.training_solvers:
         sentences += _losses(results, solver)
+        sentences += _speed(results, solver)
     sentences += _conversions(results)
     if (jobs["accuracy_lost"] < 0).any():
         sentences.append("A negative loss is a gain.")
@@ -183,6 +184,21 @@ def _losses(results: Results, solver: str) -> list[str]:
     return [
         f"Trained with {solver} and then solved with {results.finest}, the loss of accuracy in points is, by family: "
         f"{', '.join(lost)}; the share of samples that keep their class, and the mean logit gap: {', '.join(agree)}."
+    ]
+
+
+def _speed(results: Results, solver: str) -> list[str]:
+    """How soon the models reach the loss that all of them reach, if there are several."""
+    curves = results.curves[(results.curves["train.solver"] == solver) & results.curves["train_loss"].notna()]
+    lowest = curves.groupby(["label", "job"])["train_loss"].min()
+    if lowest.index.get_level_values("label").nunique() < 2 or not results.jobs["train_status"].eq("ok").all():
+        return []
+    reached = curves[curves["train_loss"] <= lowest.max()].groupby(["label", "job"], sort=False)["epoch"].min()
+    means = reached.groupby("label", sort=False).mean().sort_values()
+    words = ", ".join(f"{label} {epochs:.1f}" for label, epochs in means.items())
+    return [
+        f"Trained with {solver}, every job comes to a training loss of {lowest.max():.2g} at some time; the mean "
+        f"number of epochs until then is, by model: {words}."
     ]
 
 

@@ -1,6 +1,7 @@
 """The report of what is not a plain ODE under one solver: discrete nets, and trainings of several phases."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from test_collect import change
@@ -83,6 +84,20 @@ def test_what_a_conversion_lost_and_when_it_was_repaired(tmp_path):
     assert "Hollow" in drawing.caption
     hollow = [line for line in drawing.figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert sorted(xy for line in hollow for xy in zip(*line.get_data())) == [(3, 50), (3, 60)]
+
+
+def losses(experiment, paths) -> None:
+    """The first job comes to 0.2 in its last epoch, the second in its third."""
+    for job, values in zip(experiment.jobs, ([1, 0.9, 0.8, 0.5, 0.2], [1, 0.5, 0.2, 0.1, 0.15])):
+        rows = read_records(TrainingRecord, paths.training(job))
+        write_records(paths.training(job), [replace(row, train_loss=v) for row, v in zip(rows, values)])
+
+
+def test_how_soon_each_model_reaches_what_all_reach(tmp_path):
+    text = DISCRETE.replace("train.solver: [layers@2, layers@4]", "model: [{}, {family: lm_resnet}]")
+    (sentence,) = [s for s in summary(results_of(text, tmp_path, losses)) if "at some time" in s]
+    assert "comes to a training loss of 0.2 at some time" in sentence
+    assert sentence.endswith("by model: lm-resnet 3.0, resnet 5.0.")
 
 
 def test_a_label_says_what_most_of_its_jobs_do_not_share(tmp_path):
