@@ -87,7 +87,8 @@ def _leaves(cls: type, config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         if parts and not isinstance(value, tuple):
             yield from _leaves(parts[0], value, f"{prefix}{f.name}.")  # type: ignore[arg-type]
         else:
-            yield prefix + f.name, " ".join(map(str, value)) if isinstance(value, tuple) else value
+            between = "; " if parts else " "
+            yield prefix + f.name, between.join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _check_present(experiment: Experiment, paths: Paths) -> None:

@@ -42,7 +42,7 @@ class Phase:
 
     def __str__(self) -> str:
         basis = "" if self.basis is None else f" with {self.basis.label}"
-        return f"{self.solver}{basis} until epoch {self.until};"
+        return f"{self.solver}{basis} until epoch {self.until}"
 
 
 @dataclass(frozen=True)
