@@ -58,6 +58,7 @@ def weight_paths(network: Network, job: str) -> list[WeightRecord]:
     ]
     for block, k in enumerate(network.multistep_coefficients):
         means = k.mean(1).tolist()  # over channels, where each has its own
+        means.append(means[-1])  # a layer reaches to the next depth, the last one to t = 1
         records += [WeightRecord(job, code, f"k of block {block}", 0, n / len(k), m) for n, m in enumerate(means)]
     return records
 
