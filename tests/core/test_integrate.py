@@ -274,6 +274,7 @@ def test_num_evals_counts_calls():
         assert integrate(field, ONE, solver).num_evals == len(calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
 @pytest.mark.parametrize("basis", [clamped(0, 4), clamped(2, 4)], ids=["degree 0", "degree 2"])
 def test_a_fixed_step_solve_is_one_compiled_graph(gradient, basis):

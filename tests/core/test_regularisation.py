@@ -163,6 +163,7 @@ def test_what_is_not_asked_for_costs_nothing():
         assert {name for name in ("kinetic", "jacobian") if getattr(solution, name) is not None} == {asked}
 
 
+@pytest.mark.slow
 def test_the_energies_compile():
     field, solver = smooth(clamped(1, 3)), Fixed("euler", 2)
     prepare(field, solver)
