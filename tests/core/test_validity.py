@@ -1,0 +1,323 @@
+"""Verdicts from counts: the coverage of the intervals, orders of real solvers, and the ladder of step counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, replace
+from itertools import product
+
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.stats import multinomial, norm
+
+from gode_core.integrate import integrate
+from gode_core.solvers import Fixed
+from gode_core.validity import Critical, Judgement, critical_step, fitted_order, judge, next_count, paired_interval
+
+COUNTS = [(0, 0, 50), (3, 0, 20), (0, 7, 40), (12, 5, 100), (30, 30, 60), (20, 0, 20), (4, 9, 1000), (130, 20, 1000)]
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), COUNTS)
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_at_both_bounds_the_score_is_the_quantile(lost, gained, n, confidence):
+    """The score of D: (lost - gained - n D) / its standard deviation at the most likely probabilities of the three
+    outcomes whose difference is D, here found by a search."""
+    low, high = paired_interval(lost, gained, n, confidence)
+    z = norm.ppf((1 + confidence) / 2)
+    for d, wanted in ((low, z), (high, -z)):
+        if abs(d) == 1:  # nothing is random there
+            continue
+
+        def minus_log_likelihood(q, d=d):
+            cells = ((lost, q + d), (gained, q), (n - lost - gained, 1 - 2 * q - d))
+            return -sum(count * math.log(max(p, 1e-300)) for count, p in cells if count)
+
+        span = (max(0.0, -d), (1 - d) / 2)
+        q = minimize_scalar(minus_log_likelihood, bounds=span, method="bounded", options={"xatol": 1e-12}).x
+        score = (lost - gained - n * d) / math.sqrt(n * (2 * q + d * (1 - d)))
+        assert score == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "p_lost", "p_gained"),
+    [(50, 0.3, 0.1), (100, 0.05, 0.05), (100, 0.5, 0.02), (360, 0.02, 0.01), (1000, 0.03, 0.02), (1000, 0.002, 0.002)],
+)
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_coverage(n, p_lost, p_gained, confidence):
+    """The probability that the interval holds p_lost - p_gained, summed over all outcomes with a share in it: exact,
+    no simulation. From below by 1.5 points; and where counts are not small from above too, so that it is not wide."""
+    mean, spread = n * (p_lost + p_gained), 7 * math.sqrt(n * (p_lost + p_gained)) + 4
+    total = covered = 0.0
+    for lost, gained in product(range(math.ceil(min(n, mean + spread)) + 1), repeat=2):
+        if lost + gained > n:
+            continue
+        weight = _trinomial(lost, gained, n, p_lost, p_gained)
+        if weight > 1e-7:
+            total += weight
+            low, high = paired_interval(lost, gained, n, confidence)
+            covered += weight * (low <= p_lost - p_gained <= high)
+    assert total > 0.9995
+    assert covered > confidence - 0.015
+    assert covered < confidence + 0.02 or mean < 8
+
+
+def _trinomial(lost, gained, n, p_lost, p_gained):
+    rest = n - lost - gained
+    logs = [math.lgamma(n + 1), *(-math.lgamma(k + 1) for k in (lost, gained, rest))]
+    cells = ((lost, p_lost), (gained, p_gained), (rest, 1 - p_lost - p_gained))
+    return math.exp(sum(logs) + sum(k * math.log(p) for k, p in cells))
+
+
+def test_the_weights_of_the_coverage_are_those_of_the_multinomial():
+    assert _trinomial(3, 5, 20, 0.1, 0.3) == pytest.approx(multinomial.pmf([3, 5, 12], 20, [0.1, 0.3, 0.6]))
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), COUNTS)
+def test_an_interval_holds_the_gap_turns_with_its_sign_and_narrows(lost, gained, n):
+    low, high = paired_interval(lost, gained, n, 0.95)
+    assert -1 <= low <= (lost - gained) / n <= high <= 1
+    assert paired_interval(gained, lost, n, 0.95) == (-high, -low)
+    more_low, more_high = paired_interval(4 * lost, 4 * gained, 4 * n, 0.95)
+    assert (more_high - more_low) < 0.7 * (high - low)
+    less_low, less_high = paired_interval(lost, gained, n, 0.9)
+    assert low <= less_low
+    assert less_high <= high
+    assert (low, high) != (less_low, less_high)
+
+
+@pytest.mark.parametrize("n", [1, 10, 360, 10_000])
+def test_without_discordant_samples_the_width_has_a_closed_form(n):
+    """n D^2 = z^2 |D| (1 - |D|)."""
+    z = norm.ppf(0.975)
+    assert paired_interval(0, 0, n, 0.95) == pytest.approx((-z * z / (n + z * z), z * z / (n + z * z)), rel=1e-9)
+
+
+def test_as_many_samples_as_the_docstring_says_are_needed():
+    assert paired_interval(0, 0, 380, 0.95)[1] > 0.01
+    assert paired_interval(0, 0, 381, 0.95)[1] < 0.01
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), [(-1, 0, 5), (0, -1, 5), (3, 3, 5), (0, 0, 0)])
+def test_counts_that_cannot_be_are_refused(lost, gained, n):
+    with pytest.raises(ValueError, match="not possible"):
+        paired_interval(lost, gained, n, 0.95)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95, math.nan])
+def test_confidence_is_no_percentage(confidence):
+    with pytest.raises(ValueError, match=r"confidence must lie in \(0, 1\)"):
+        paired_interval(1, 2, 30, confidence)
+
+
+@pytest.mark.parametrize("order", [1, 2.5, -1])
+def test_the_order_of_a_power_is_exact(order):
+    steps = [1 / n for n in (2, 4, 8, 16)]
+    found = fitted_order(steps, [3 * h**order for h in steps])
+    assert astuple(found) == pytest.approx((order, 0, 4), abs=1e-12)
+
+
+def test_the_standard_error_is_that_of_the_textbook():
+    """Errors exp(y) at steps exp(x): x = -1, 0, 1 about slope 2 with residuals 1, -2, 1 (sum of squares 6)."""
+    found = fitted_order([math.exp(x) for x in (-1, 0, 1)], [math.exp(y) for y in (-2 + 1, -2, 2 + 1)])
+    assert astuple(found) == pytest.approx((2, math.sqrt(6 / 1 / 2), 3))
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_the_order_of_a_solver(method, order):
+    """y' = y cos t, y(0) = 1, has y(1) = exp(sin 1)."""
+    counts = (16, 32, 64, 128)
+    y0, wanted = torch.ones(1, 1, dtype=torch.float64), math.exp(math.sin(1))
+    ends = [integrate(lambda t, y: y * math.cos(t), y0, Fixed(method, n)).h1.item() for n in counts]
+    found = fitted_order([1 / n for n in counts], [abs(end - wanted) for end in ends])
+    assert found.slope == pytest.approx(order, abs=0.1)
+    assert found.standard_error < 0.05
+
+
+def test_points_without_a_logarithm_are_left_out():
+    steps, errors = [1.0, 0.5, 0.25, 0.125, 0.1, 0.05], [2.0, 1.0, 0.5, 0.0, math.inf, math.nan]
+    assert astuple(fitted_order(steps, errors)) == pytest.approx((1, 0, 3), abs=1e-12)
+    assert fitted_order(steps[1:], errors[1:]) is None
+    assert fitted_order([0.5] * 3, [1.0, 2.0, 3.0]) is None
+    with pytest.raises(ValueError):
+        fitted_order([1.0], [])
+
+
+LIMIT = Judgement("rk4@1024", 2000, 3, 2)
+AGREES = Judgement("rk4@64", 2000, 2, 4, error=0.01)
+FAILS = Judgement("midpoint@32", 2000, 400, 10, error=0.05)
+DOUBTS = Judgement("euler@99", 2000, 25, 5, error=0.05)  # a gap of a point: neither within the margin nor beyond
+
+
+def answers(*args, **settings):
+    return judge(*args, **settings).verdict
+
+
+def test_a_model_whose_accuracy_does_not_depend_on_the_solver_is_an_ode():
+    verdict = judge(0.1, LIMIT, 0.001, [AGREES])
+    assert (verdict.verdict, verdict.num_finer, verdict.worst_solver) == ("ode", 1, "rk4@64")
+    assert (verdict.gap, verdict.worst_gap) == (0.0005, -0.001)
+    assert (verdict.gap_low, verdict.gap_high) == paired_interval(3, 2, 2000, 0.975)
+    assert (verdict.worst_low, verdict.worst_high) == paired_interval(2, 4, 2000, 0.975)
+
+
+def test_a_model_that_loses_or_gains_in_the_limit_is_discrete():
+    lost, gained = replace(LIMIT, num_lost=300), replace(LIMIT, num_gained=300)
+    for limit in (lost, gained):
+        assert answers(0.1, limit, 0.001, [AGREES]) == "discrete"
+    assert judge(0.1, lost, None, []).reason.startswith("in the limit, rk4@1024 loses 14.90 points (13.")
+    assert judge(0.1, gained, None, []).reason.startswith("in the limit, rk4@1024 gains 14.85 points (13.")
+
+
+def test_a_finer_solver_alone_makes_it_discrete_and_a_coarser_one_never_does():
+    """At the same error it still counts."""
+    for error, answer in ((0.05, "discrete"), (0.1, "discrete"), (0.1000001, "ode"), (7.0, "ode"), (None, "ode")):
+        verdict = judge(0.1, LIMIT, 0.001, [AGREES, replace(FAILS, error=error)])
+        assert (verdict.verdict, verdict.num_finer) == (answer, 2 if answer == "discrete" else 1)
+        assert ("midpoint@32" in verdict.reason) == (answer == "discrete")
+    assert judge(0.1, LIMIT, 0.001, [AGREES, FAILS, DOUBTS]).worst_solver == "midpoint@32"
+
+
+def test_a_coarser_solver_that_agrees_does_not_help():
+    for doubtful in (replace(DOUBTS, solver="rk4@1024"), replace(FAILS, solver="rk4@1024")):
+        alone = judge(0.1, doubtful, None, [])
+        assert alone.worst_solver is alone.worst_gap is alone.worst_low is alone.worst_high is None
+        assert alone == judge(0.1, doubtful, None, [replace(AGREES, error=1.0)])
+
+
+def test_between_the_two_it_is_undecided():
+    """Whether the other loses or gains."""
+    for doubtful in (DOUBTS, replace(DOUBTS, num_lost=5, num_gained=25)):
+        verdict = judge(0.1, LIMIT, None, [AGREES, doubtful])
+        assert verdict.verdict == "undecided"
+        assert "euler@99" in verdict.reason
+    few = [replace(each, num_samples=200, num_lost=0, num_gained=0) for each in (LIMIT, AGREES)]
+    assert answers(0.1, few[0], None, few[1:]) == "undecided"
+    assert answers(0.1, few[0], None, few[1:], margin=0.05) == "ode"
+
+
+def test_more_solvers_need_more_evidence():
+    """Beyond the margin by little: with one solver more, that is no longer sure."""
+    edge = next(k for k in range(2000) if paired_interval(k, 0, 2000, 0.95)[0] > 0.01)
+    limit = replace(LIMIT, num_lost=edge, num_gained=0)
+    assert answers(0.1, limit, None, []) == "discrete"
+    assert answers(0.1, limit, None, [AGREES]) == "undecided"
+    assert answers(0.1, limit, None, [AGREES], confidence=0.9) == "discrete"
+    edge = next(k for k in range(2000) if paired_interval(k, 0, 2000, 0.95)[1] > 0.01) - 1
+    limit = replace(LIMIT, num_lost=edge, num_gained=0)
+    assert (answers(0.1, limit, None, []), answers(0.1, limit, None, [AGREES])) == ("ode", "undecided")
+
+
+def test_a_limit_that_was_not_reached_decides_nothing():
+    for limit in (LIMIT, replace(LIMIT, num_lost=900, num_failed=1000)):
+        verdict = judge(0.1, limit, 0.001, [AGREES, FAILS], limit_reached=False)
+        assert verdict.verdict == "undecided"
+        assert "rk4@1024 was given up" in verdict.reason
+
+
+def test_a_limit_that_became_not_finite_is_a_finding():
+    """Then no error exists, and no other solver counts."""
+    verdict = judge(None, replace(LIMIT, num_lost=900, num_failed=1000), None, [replace(AGREES, error=None), FAILS])
+    assert (verdict.verdict, verdict.num_finer) == ("discrete", 0)
+    assert "1000 of 2000 solves failed" in verdict.reason
+
+
+def test_a_vague_limit_ranks_no_solvers_but_speaks_for_itself():
+    assert answers(0.1, LIMIT, 0.1, [AGREES, FAILS]) == "discrete"
+    verdict = judge(0.1, LIMIT, 0.1001, [AGREES, FAILS])
+    assert verdict.verdict == "undecided"
+    assert "too inexact" in verdict.reason
+    assert answers(0.1, replace(LIMIT, num_lost=300), 0.2, [AGREES]) == "discrete"
+    assert answers(0.1, LIMIT, 0.2, [AGREES]) == "ode"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"others": [AGREES, AGREES]}, "`rk4@64` is judged twice"),
+        ({"others": [LIMIT]}, "`rk4@1024` is judged twice"),
+        ({"others": [replace(AGREES, num_samples=1999)]}, "rk4@64 has 1999, rk4@1024 has 2000"),
+        ({"training_error": math.nan}, "the training solver: an error must be finite"),
+        ({"limit_error": -1.0}, "the limit's own error: an error must be finite and not negative"),
+        ({"margin": 1.0}, r"margin must lie in \(0, 1\)"),
+        ({"confidence": 95.0}, r"confidence must lie in \(0, 1\)"),
+    ],
+)
+def test_judgements_that_do_not_belong_together_are_refused(change, message):
+    settings = {"training_error": 0.1, "limit": LIMIT, "limit_error": None, "others": [AGREES]} | change
+    with pytest.raises(ValueError, match=message):
+        judge(**settings)
+
+
+def test_an_impossible_judgement_is_refused():
+    with pytest.raises(ValueError, match="rk4@8: 6 samples failed, of 5"):
+        Judgement("rk4@8", 5, 0, 0, num_failed=6)
+    with pytest.raises(ValueError, match="rk4@8: an error must be finite"):
+        Judgement("rk4@8", 5, 0, 0, error=math.inf)
+
+
+@pytest.mark.parametrize(
+    ("ladder", "found"),
+    [
+        ({4: "dd", 8: "do", 16: "oo", 32: "oo"}, (16, 8, True)),
+        ({32: "oo", 16: "oo", 4: "dd", 8: "do"}, (16, 8, True)),  # in any order
+        ({4: "oo", 8: "oo"}, (4, None, True)),
+        ({4: "oo", 8: "ou"}, (None, 8, True)),
+        ({4: "oo", 8: "du", 16: "oo", 64: "oo"}, (16, 8, True)),  # not monotone
+        ({4: "oo", 8: "oo", 16: "uu"}, (None, 16, True)),
+        ({4: "ddd", 8: "oo"}, (8, 4, False)),
+        ({4: "d", 8: "", 16: "o"}, (16, 8, False)),
+        ({4: "d", 8: "o"}, (8, 4, True)),
+        ({}, (None, None, True)),
+    ],
+)
+def test_the_critical_step_of_a_ladder(ladder, found):
+    words = {"d": "discrete", "o": "ode", "u": "undecided"}
+    verdicts = {n: [words[letter] for letter in letters] for n, letters in ladder.items()}
+    assert critical_step(verdicts) == Critical(*found)
+    if all(len(letters) == 1 for letters in ladder.values()):
+        assert critical_step({n: words[letter] for n, letter in ladder.items()}) == Critical(*found)
+
+
+def test_an_unknown_verdict_is_refused():
+    with pytest.raises(ValueError, match="8 steps: unknown verdict `odd`; known are ode, discrete, undecided"):
+        critical_step({4: ["ode"], 8: ["ode", "odd"]})
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(1, 128), (4, 4), (2, 1024), (16, 64)])
+def test_bisection_finds_the_critical_step_wherever_it_is(lowest, highest):
+    """With the fewest trainings that can tell k powers of two, and none of them, apart: log2(k + 1), rounded up."""
+    num_powers = (highest // lowest).bit_length()
+    for threshold in [lowest << k for k in range(num_powers)] + [2 * highest]:
+        verdicts = {}
+        while (n := next_count(verdicts, lowest, highest)) is not None:
+            assert lowest <= n <= highest
+            assert n not in verdicts
+            verdicts[n] = "ode" if n >= threshold else ("discrete", "undecided")[n % 3 == 1]
+        found = critical_step(verdicts)
+        assert found.num_steps == (threshold if threshold <= highest else None)
+        assert found.coarser == (threshold // 2 if threshold > lowest else None)
+        assert len(verdicts) <= math.ceil(math.log2(num_powers + 1))
+
+
+@pytest.mark.parametrize(
+    ("ladder", "lowest", "highest", "wanted"),
+    [
+        ({8: "discrete", 64: "ode"}, 1, 1024, 16),  # of 16 and 32 the cheaper
+        ({8: "discrete", 16: "ode"}, 1, 1024, None),
+        ({4: "ode", 8: "discrete", 128: "ode"}, 1, 1024, 32),  # not monotone: within the upper bracket
+        ({4: "ode", 8: "undecided"}, 1, 32, 16),
+        ({12: "discrete", 100: "ode"}, 1, 1024, 32),  # counts between powers
+        ({12: "discrete", 15: "ode"}, 1, 1024, None),
+        ({256: "ode"}, 16, 64, 32),  # from outside
+        ({256: "discrete"}, 16, 64, None),
+    ],
+)
+def test_the_next_count(ladder, lowest, highest, wanted):
+    assert next_count(ladder, lowest, highest) == wanted
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0, 8), (3, 8), (1, 12), (8, 4), (-2, 8)])
+def test_ends_that_are_no_powers_of_two_are_refused(lowest, highest):
+    with pytest.raises(ValueError, match="powers of two"):
+        next_count({}, lowest, highest)
