@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from gode_core.discrete import DiscreteBlock
 from gode_core.fields import Field
-from gode_core.integrate import Gradient, Solution, prepare
+from gode_core.integrate import Gradient, Solution, integrate, prepare
 from gode_core.regularisation import draw_end, integrate_path
 from gode_core.rules import Rule
-from gode_core.solvers import Fixed, Layers, Solver, num_evals
+from gode_core.solvers import FIXED_METHODS, Fixed, Layers, Solver, num_evals
+from gode_core.starting import starting_step
 from gode_core.stepping import breaks_of
 from gode_core.stochastic import NOTHING, Chance, Stochastic, add_branch
 from gode_core.transitions import BottleneckTransition, Transition
@@ -139,6 +141,24 @@ class Network(nn.Module):
             else num_evals(solver, breaks_of(part.field))  # type: ignore[arg-type]
             for part in blocks
         )
+
+    @torch.no_grad()
+    def starting_step(self, images: Tensor, method: str) -> float:
+        """The step with which a solve of these images by this method would begin (see `starting`), the
+        smallest over the blocks. Costs two field evaluations a block, and a solve with such steps of all but the last.
+        """
+        h, smallest = channels_last(images), 1.0
+        blocks = [part for part in self.parts if isinstance(part, Block)]
+        for part in self.parts:
+            if isinstance(part, Block):
+                step = starting_step(partial(part.field, 0.0), h, FIXED_METHODS[method].order)
+                smallest = min(smallest, step)
+                if part is blocks[-1]:
+                    break
+                h = integrate(part.field, h, Fixed(method, math.ceil(1 / smallest))).h1
+            else:
+                h = part(h)
+        return smallest
 
     def prepare(self, solver: Solver, gradient: Gradient = "direct") -> None:
         """Make the tables for this solver: once before torch.compile traces the network."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gode_core.bases import Basis, Moment, StageTimes, Times
 from gode_core.depth_norms import DepthBatchNorm, Norm, make_norm, refuse_batch_norm
-from gode_core.layers import ConcatTime, DepthConv, DepthLinear, Depths, Function, ReLU, weights_at
+from gode_core.layers import ConcatTime, DepthConv, DepthLinear, Depths, Function, Oscillator, ReLU, weights_at
 
 if TYPE_CHECKING:
     from gode_core.evolution import Evolution, Path
@@ -37,6 +37,7 @@ class Field(nn.Module):
         self.basis = basis
         self.scale = scale
         self.evolution: Evolution | None = None  # see evolution.evolve
+        self.is_stacked = False  # its parameters are those of several models: see `stacked`
         self.batch_norms = [layer for layer in layers if isinstance(layer, DepthBatchNorm)]
         assert len({layer.basis for layer in self.batch_norms}) <= 1, "statistics on different bases"
         self._depths: dict[tuple[bool, Times, torch.dtype, torch.device], Depths] = {}
@@ -74,7 +75,8 @@ class Field(nn.Module):
         """For each time and layer the values of the layer's parameters, by name. path: of the whole solve, of which
         `times` is a run; None: of these times alone."""
         depths = self._depths_of(times).now(self.basis, next(self.parameters()))
-        layers = [{name: weights_at(p, depths) for name, p in layer.named_parameters()} for layer in self.layers]
+        axis = int(self.is_stacked)
+        layers = [{name: weights_at(p, depths, axis) for name, p in layer.named_parameters()} for layer in self.layers]
         if self.evolution is not None:
             path = self.path((times,)) if path is None else path
             assert path is not None
@@ -89,10 +91,9 @@ class Field(nn.Module):
         values = weights
         if self.batch_norms:
             values = [[own | more for own, more in zip(*each)] for each in zip(weights, self._statistics(times))]
-        return [
-            partial(_in_turn, [layer.at(t, **own) for layer, own in zip(self.layers, each)], self.scale)  # type: ignore[operator]
-            for t, each in zip(self._depths_of(times).times, values)
-        ]
+        depths, layers = self._depths_of(times).times, list(zip(*values))
+        functions = [_functions(layer, depths, own) for layer, own in zip(self.layers, layers)]
+        return [partial(_in_turn, each, self.scale) for each in zip(*functions)]
 
     def _statistics(self, times: Times) -> list[list[dict[str, Tensor]]]:
         """For each time and layer what a batch norm needs beside its weights."""
@@ -131,6 +132,16 @@ class Field(nn.Module):
                 )
             self._depths[key] = Depths.of(basis, times, like)
         return self._depths[key]
+
+
+def _functions(layer: nn.Module, depths: Sequence[float], values: Sequence[dict[str, Tensor]]) -> list[Function]:
+    """The layer at each depth. Where nothing changes from one to the next, they share a function and what it makes."""
+    found: list[Function] = []
+    for i, (t, own) in enumerate(zip(depths, values)):
+        before = values[i - 1] if i and not getattr(layer, "knows_time", False) else None
+        same = before is not None and all(own[name] is before[name] for name in own)
+        found.append(found[-1] if same else layer.at(t, **own))  # type: ignore[operator]
+    return found
 
 
 def _in_turn(functions: Sequence[Function], scale: float, h: Tensor) -> Tensor:
@@ -185,6 +196,12 @@ def perceptron(
         DepthLinear(width + more, d, a, biases),
     ]
     return Field(layers, basis, scale)
+
+
+def oscillator(numbers: Sequence[float], basis: Basis, scale: float = 1.0) -> Field:
+    """The fan of Ott et al. 2021, which has nothing to train: (B, 1, 2) to itself. numbers: alpha, beta, gamma,
+    delta."""
+    return Field([Oscillator(*numbers)], basis, scale)
 
 
 def preactivation(

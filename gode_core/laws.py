@@ -49,6 +49,8 @@ class TanhNetwork(nn.Module):
     """g = U tanh(V theta + s t + c) + b with `width` hidden units. V and s are random, the rest begins at zero: the
     gradients of V, s and c are zero in the first step, which moves U, and not after it."""
 
+    knows_time = True
+
     def __init__(self, shapes: Shapes, num_coefficients: int, width: int):
         super().__init__()
         check_positive("width", width)

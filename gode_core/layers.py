@@ -20,6 +20,8 @@ from gode_core.bases import Basis, Times, basis_rows
 from gode_core.free_knots import FreeKnots, distinct_points
 
 Function = Callable[[Tensor], Tensor]
+TINY = 1e-30
+MAX_PLACES = 6  # of a one-dimensional convolution that is made a matrix; at 10 the library is as fast
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,18 @@ class Depths:
         return Depths(self.times, basis.table(self.points).to(like.dtype), self.index)
 
 
-def weights_at(coefficients: Tensor, depths: Depths) -> list[Tensor]:
-    """theta(t), of shape `coefficients.shape[1:]`, for each depth. Equal rows share one tensor."""
-    if coefficients.shape[0] == 1:
-        return [coefficients[0]] * len(depths.index)
+def weights_at(coefficients: Tensor, depths: Depths, axis: int = 0) -> list[Tensor]:
+    """theta(t) for each depth: `coefficients` without the axis over which they are numbered, 1 behind that of several
+    models. Equal rows share one tensor."""
+    if coefficients.shape[axis] == 1:
+        return [coefficients.select(axis, 0)] * len(depths.index)
     if depths.table is None:
         if torch.compiler.is_compiling():  # it cannot recompute the unbinding of a parameter (torch 2.15)
-            return [coefficients[i] for i in depths.index]
-        distinct = coefficients.unbind(0)
+            return [coefficients.select(axis, i) for i in depths.index]
+        distinct = coefficients.unbind(axis)
     else:
-        distinct = _product(depths.table, coefficients.flatten(1)).view(-1, *coefficients.shape[1:]).unbind(0)
+        values = _product(depths.table, coefficients.flatten(axis + 1))
+        distinct = values.unflatten(-1, coefficients.shape[axis + 1 :]).unbind(axis)
     return [distinct[i] for i in depths.index]
 
 
@@ -76,6 +80,49 @@ def _product(table: Tensor, coefficients: Tensor) -> Tensor:
         with torch.autocast(device, enabled=False):
             return table @ coefficients
     return table @ coefficients
+
+
+def affine(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """h W^T + b over the last axis: (..., d_in) -> (..., d_out). Several models side by side: weight (S, d_out, d_in)
+    and bias (S, d_out) act on h (S, ..., d_in), as `gode_core.stacked` has it."""
+    if weight.dim() == 2:
+        return F.linear(h, weight, bias)
+    flat = h if h.dim() == 3 else h.flatten(1, -2)
+    out = flat @ weight.mT if bias is None else torch.baddbmm(bias[:, None], flat, weight.mT)
+    return out if h.dim() == 3 else out.unflatten(1, h.shape[1:-1])
+
+
+class _OnPoints:
+    """A convolution over a few places, (..., B, C_in, L) -> (..., B, C_out, L), as one matrix product: the library's
+    convolution takes five times as long for two places. The matrix is made at the first call and serves all others.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias = weight, bias
+        self.made: tuple[Tensor, Tensor | None] | None = None
+
+    def __call__(self, h: Tensor) -> Tensor:
+        length = h.shape[-1]
+        if length > MAX_PLACES and self.weight.dim() == 3:
+            return F.conv1d(h, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
+        matrix, bias = self._make(length)
+        return affine(h.flatten(-2), matrix, bias).unflatten(-1, (self.weight.shape[-3], length))
+
+    def _make(self, length: int) -> tuple[Tensor, Tensor | None]:
+        """The matrix and the bias. Anew where a gradient is wanted and what was made without one would swallow it: an
+        implicit step asks in both ways."""
+        wanted = torch.is_grad_enabled() and self.weight.requires_grad
+        if self.made is None or (wanted and not self.made[0].requires_grad):
+            bias = None if self.bias is None else self.bias.repeat_interleave(length, dim=-1)
+            self.made = self._matrix(length), bias
+        return self.made
+
+    def _matrix(self, length: int) -> Tensor:
+        """(..., C_out L, C_in L): place i of the output sees place j of the input through tap j - i + middle."""
+        middle = self.weight.shape[-1] // 2
+        taps = F.pad(self.weight, (length, length))
+        seen = [taps.narrow(-1, length + middle - i, length) for i in range(length)]
+        return torch.stack(seen, dim=-3).flatten(-2).flatten(-3, -2)
 
 
 class DepthConv(nn.Module):
@@ -94,11 +141,13 @@ class DepthConv(nn.Module):
         self.cardinality = cardinality
         self.weight = nn.Parameter(torch.empty(num_kernels, c_out, c_in // cardinality, *[kernel] * dims))
         self.bias = nn.Parameter(torch.empty(num_biases, c_out)) if num_biases else None
-        self._convolve = {1: F.conv1d, 2: F.conv2d}[dims]
+        self.dims = dims
 
     def at(self, t: float, weight: Tensor, bias: Tensor | None = None) -> Function:
-        padding, cardinality = weight.shape[-1] // 2, self.cardinality
-        return partial(self._convolve, weight=weight, bias=bias, padding=padding, groups=cardinality)
+        if self.dims == 1 and self.cardinality == 1:
+            return _OnPoints(weight, bias)
+        convolve = {1: F.conv1d, 2: F.conv2d}[self.dims]
+        return partial(convolve, weight=weight, bias=bias, padding=weight.shape[-1] // 2, groups=self.cardinality)
 
 
 class DepthLinear(nn.Module):
@@ -110,7 +159,7 @@ class DepthLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_biases, d_out)) if num_biases else None
 
     def at(self, t: float, weight: Tensor, bias: Tensor | None = None) -> Function:
-        return partial(F.linear, weight=weight, bias=bias)
+        return partial(affine, weight=weight, bias=bias)
 
 
 class DepthGroupNorm(nn.Module):
@@ -127,6 +176,24 @@ class DepthGroupNorm(nn.Module):
         return partial(F.group_norm, num_groups=self.num_groups, weight=weight, bias=bias)
 
 
+class Oscillator(nn.Module):
+    """z -> [[alpha, 1], [-gamma |z|^delta, beta]] z of points (B, 1, 2) in the plane: the fan of Ott et al. 2021,
+    section 2.2, which spreads the errors of one step over all that follow. Its numbers are not trained."""
+
+    def __init__(self, alpha: float, beta: float, gamma: float, delta: float):
+        super().__init__()
+        self.numbers = nn.Parameter(torch.tensor([[alpha, beta, gamma, delta]]), requires_grad=False)
+
+    def at(self, t: float, numbers: Tensor) -> Function:
+        return partial(_oscillate, *numbers)
+
+
+def _oscillate(alpha: Tensor, beta: Tensor, gamma: Tensor, delta: Tensor, z: Tensor) -> Tensor:
+    x, y = z.unbind(-1)
+    size = (x.square() + y.square()).clamp(min=TINY) ** (delta / 2)  # at 0 the power has no derivative
+    return torch.stack([alpha * x + y, beta * y - gamma * size * x], dim=-1)
+
+
 class ReLU(nn.Module):
     def at(self, t: float) -> Function:
         return torch.relu
@@ -135,6 +202,8 @@ class ReLU(nn.Module):
 class ConcatTime(nn.Module):
     """Adds t along an axis, in front: as a channel (B, C, ...) -> (B, C + 1, ...) (Chen et al. 2018, their MNIST
     example), or with axis -1 as a coordinate."""
+
+    knows_time = True  # its functions of two depths differ where its weights do not: see `fields`
 
     def __init__(self, axis: int = 1):
         super().__init__()

@@ -11,7 +11,7 @@ pass: `logits = network(images, solver)`; that of a discrete net is `layers@N`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from gode_core.bases import Basis
 from gode_core.classifier import Block, Network, Prediction
 from gode_core.depth_norms import Norm
 from gode_core.discrete import Discrete, DiscreteBlock
-from gode_core.fields import Field, bottleneck, perceptron
+from gode_core.fields import Field, bottleneck, oscillator, perceptron
 from gode_core.stochastic import NOTHING
 from gode_core.transitions import Bottleneck, BottleneckTransition, PadChannels, Transition, plain_norm
 
@@ -52,10 +52,12 @@ def raw_network(
     scale: float = 1.0,
     time_channel: bool = False,
     discrete: Discrete | None = None,
+    fan: Sequence[float] = (),
 ) -> Network:
     """The block acts on the input itself, of `shape` (C, H, W) or (1, d), padded with zeros to `pad_channels`. dense:
     its field is a perceptron of the point's coordinates (without channels beside them) instead of convolutions; then
-    `pad_channels` counts coordinates. basis: of the ODE's weights; None for a discrete net."""
+    `pad_channels` counts coordinates. basis: of the ODE's weights; None for a discrete net. fan: the numbers of a field
+    that is not trained (`fields.oscillator`)."""
     axis = -1 if dense else 0
     padded = list(shape)
     padded[axis] = pad_channels or shape[axis]
@@ -64,6 +66,8 @@ def raw_network(
 
     def make_field(channels: int, basis: Basis | None = basis) -> Field:
         assert basis is not None, "an ODE's weights need a basis"
+        if fan:
+            return oscillator(fan, basis, scale)
         if dense:
             return perceptron(size[0], width, basis, **options)
         return bottleneck(channels, width, len(size), basis, **options)

@@ -120,7 +120,8 @@ def _check_error(name: str, error: float | None) -> None:
 class Verdict:
     """gap, gap_low, gap_high: of the limit, and its interval. worst_...: of that one of the `num_finer` finer solvers
     whose gap is the largest in absolute value; None if there is none. All intervals hold together at `confidence`.
-    Gaps are shares of samples: positive if the other solver is less accurate. reason: a sentence, in percent points."""
+    Gaps are shares of samples: positive if the other solver is less accurate. reason: a sentence, in percent points.
+    ode_within: the smallest margin at which the verdict would be `ode`; None if the limit was not reached."""
 
     verdict: Answer
     reason: str
@@ -134,6 +135,7 @@ class Verdict:
     num_finer: int
     confidence: float
     margin: float
+    ode_within: float | None
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,13 @@ class _Gap:
     def outside(self, margin: float) -> bool:
         return self.low > margin or self.high < -margin
 
+    @property
+    def reach(self) -> float:
+        """The smallest margin that the interval lies within."""
+        return max(-self.low, self.high)
+
     def within(self, margin: float) -> bool:
-        return -margin <= self.low and self.high <= margin
+        return self.reach <= margin
 
     def __str__(self) -> str:
         way = "loses" if self.gap >= 0 else "gains"
@@ -210,8 +217,17 @@ def judge(
         answer, reason = "undecided", f"the limit was not reached: {limit.solver} was given up before t = 1"
     worst = max(gaps, key=lambda g: abs(g.gap), default=None)
     name, *numbers = (worst.of.solver, worst.gap, worst.low, worst.high) if worst else (None,) * 4
-    own = (gap.gap, gap.low, gap.high)
-    return Verdict(answer, reason, *own, name, *numbers, num_finer=len(finer), confidence=confidence, margin=margin)
+    return Verdict(
+        answer,
+        reason,
+        *(gap.gap, gap.low, gap.high),
+        name,
+        *numbers,
+        num_finer=len(finer),
+        confidence=confidence,
+        margin=margin,
+        ode_within=max(g.reach for g in (gap, *gaps)) if limit_reached else None,
+    )
 
 
 def _decide(limit: _Gap, finer: list[_Gap], margin: float, vague: bool) -> tuple[Answer, str]:
@@ -224,7 +240,7 @@ def _decide(limit: _Gap, finer: list[_Gap], margin: float, vague: bool) -> tuple
         return "undecided", f"{against[0]}: beyond {allowed}, but the limit is too inexact to say that it is finer"
     if against:
         return "discrete", f"a finer solver, {against[0]}: beyond {allowed}"
-    widest = max((limit, *finer), key=lambda g: max(-g.low, g.high))
+    widest = max((limit, *finer), key=lambda g: g.reach)
     if widest.within(margin):
         return "ode", f"{widest}, the widest of {1 + len(finer)} intervals: within {allowed}"
     return "undecided", f"{widest}: neither within nor beyond {allowed} on {widest.of.num_samples} samples"

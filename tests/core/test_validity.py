@@ -196,6 +196,19 @@ def test_between_the_two_it_is_undecided():
     assert answers(0.1, few[0], None, few[1:], margin=0.05) == "ode"
 
 
+def test_the_margin_that_makes_it_an_ode():
+    """At that margin, and no smaller one, the verdict is `ode`, whatever it is at another; a coarser solver has no part
+    in it, and without a limit there is none."""
+    coarse = replace(FAILS, solver="euler@1", error=7.0)
+    for others in ([], [AGREES], [AGREES, DOUBTS], [AGREES, FAILS, coarse]):
+        within = judge(0.1, LIMIT, None, others).ode_within
+        assert within == judge(0.1, LIMIT, None, others, margin=0.3).ode_within
+        assert answers(0.1, LIMIT, None, others, margin=within) == "ode"
+        assert answers(0.1, LIMIT, None, others, margin=0.999 * within) != "ode"
+    assert judge(0.1, LIMIT, None, [AGREES, coarse]).ode_within == judge(0.1, LIMIT, None, [AGREES]).ode_within
+    assert judge(0.1, LIMIT, None, [AGREES], limit_reached=False).ode_within is None
+
+
 def test_more_solvers_need_more_evidence():
     """Beyond the margin by little: with one solver more, that is no longer sure."""
     edge = next(k for k in range(2000) if paired_interval(k, 0, 2000, 0.95)[0] > 0.01)
