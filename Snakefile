@@ -12,6 +12,14 @@ rule that runs hides what `ancient` readers of its output have to do.
 from pipeline.run import Run
 
 R = Run.of(config, workflow.overwrite_configfiles)
+TRAIN = (
+    "exec python -m pipeline.train {input.config} --data {resources.data}"
+    " --device {resources.device} --threads {threads} --stop-with-parent $PPID 2> {log}"
+)
+EVALUATE = (
+    "exec python -m pipeline.evaluate {resources.experiment} {input.config} --data {resources.data}"
+    " --device {resources.device} --threads {threads} 2> {log}"
+)
 
 
 wildcard_constraints:
@@ -74,6 +82,7 @@ rule train:
     output:
         model=R.paths.model("{job}"),
         training=R.paths.training("{job}"),
+        decisions=R.paths.decisions("{job}"),
         weights=R.paths.weights("{job}"),
     log:
         R.paths.log("train", "{job}"),
@@ -84,8 +93,7 @@ rule train:
         data=R.data,
         device=R.device,
     shell:
-        "exec python -m pipeline.train {input.config} --data {resources.data}"
-        " --device {resources.device} --threads {threads} --stop-with-parent $PPID 2> {log}"
+        TRAIN
 
 
 rule evaluate:
@@ -93,7 +101,9 @@ rule evaluate:
         config=ancient(R.paths.config("{job}")),
         model=R.paths.model("{job}"),
     output:
-        R.paths.evaluation("{job}", R.judging),
+        evaluation=R.paths.evaluation("{job}", R.judging),
+        validity=R.paths.validity("{job}", R.judging),
+        trajectories=R.paths.trajectories("{job}", R.judging),
     log:
         R.paths.log("evaluate", "{job}"),
     conda:
@@ -104,8 +114,53 @@ rule evaluate:
         data=R.data,
         device=R.device,
     shell:
-        "exec python -m pipeline.evaluate {resources.experiment} {input.config} --data {resources.data}"
-        " --device {resources.device} --threads {threads} 2> {log}"
+        EVALUATE
+
+
+for stack in R.stacks:  # jobs that differ in the seed alone, as one computation
+
+    rule:
+        name:
+            stack.train
+        input:
+            config=ancient(stack.configs),
+            data=ancient(stack.data),
+        output:
+            stack.trained,
+        log:
+            R.paths.log("train", stack.name),
+        priority: stack.priority
+        conda:
+            "envs/environment.yaml"
+        threads: 1
+        resources:
+            data=R.data,
+            device=R.device,
+        shell:
+            TRAIN
+
+    rule:
+        name:
+            stack.evaluate
+        input:
+            config=ancient(stack.configs),
+            model=stack.models,
+        output:
+            stack.judged,
+        log:
+            R.paths.log("evaluate", stack.name),
+        conda:
+            "envs/environment.yaml"
+        threads: 1
+        resources:
+            experiment=R.file,
+            data=R.data,
+            device=R.device,
+        shell:
+            EVALUATE
+
+    workflow.ruleorder(stack.train, "train")
+    workflow.ruleorder(stack.evaluate, "evaluate")
 
 
 rule collect:
@@ -114,6 +169,9 @@ rule collect:
     output:
         table=R.paths.table(R.name),
         curves=R.paths.curves(R.name),
+        decisions=R.paths.decision_table(R.name),
+        verdicts=R.paths.verdicts(R.name),
+        trajectories=R.paths.trajectory_table(R.name),
         weights=R.paths.weight_paths(R.name),
     log:
         R.paths.log("collect", R.name),

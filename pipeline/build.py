@@ -57,6 +57,7 @@ def build_network(config: JobConfig, phase: Phase | None = None) -> Network:
             scale=model.time_scale,
             time_channel=model.time_channel,
             discrete=discrete,
+            fan=model.fan,
         )
     else:
         network = _image_network(config, _field_maker(model, basis), discrete)

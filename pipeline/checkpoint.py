@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.config import JobConfig, canonical, job_id
 from pipeline.records import replace_file
 
-FORMAT = 2
+FORMAT = 3
 
 
 def save(path: str | Path, config: JobConfig, state: dict[str, Any]) -> None:

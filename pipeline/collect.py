@@ -1,8 +1,11 @@
-"""All records of an experiment -> three tables, in long form.
+"""All records of an experiment -> tables, in long form.
 
-    table.csv      one row per (job, solver that it was judged with)
-    training.csv   one row per (job, epoch)
-    weights.csv    one row per (job, weight entry, depth)
+    table.csv          one row per (job, solver that it was judged with)
+    training.csv       one row per (job, epoch)
+    decisions.csv      one row per (job, check of the solver while training)
+    weights.csv        one row per (job, weight entry, depth)
+    validity.csv       one row per job that is, or is not, an ODE
+    trajectories.csv   one row per (job, solver, path, depth)
 
 A job's parameters are columns, named by their dotted path (`model.basis.degree`): nothing is read out of names.
 
@@ -26,10 +29,26 @@ from pipeline import stage
 from pipeline.config import JobConfig, load_job
 from pipeline.experiment import Experiment, Judging, load_experiment
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
-from pipeline.records import EvaluationRecord, TrainingRecord, WeightRecord, read_records, replace_file
+from pipeline.records import (
+    DecisionRecord,
+    EvaluationRecord,
+    PathRecord,
+    TrainingRecord,
+    ValidityRecord,
+    WeightRecord,
+    read_records,
+    replace_file,
+)
 
-KINDS = {"training": TrainingRecord, "evaluation": EvaluationRecord, "weights": WeightRecord}
-RULES = {"training": "train", "evaluation": "evaluate", "weights": "train"}  # the rule that makes such rows again
+KINDS = {
+    "training": TrainingRecord,
+    "decisions": DecisionRecord,
+    "weights": WeightRecord,
+    "evaluation": EvaluationRecord,
+    "validity": ValidityRecord,
+    "trajectories": PathRecord,
+}
+OF_TRAINING = ("training", "decisions", "weights")  # the rule `train` makes such rows again, `evaluate` the others
 MAX_NAMED = 3  # jobs that one error names
 
 
@@ -39,8 +58,11 @@ class Collected:
 
     config: JobConfig
     training: list[TrainingRecord]
-    evaluation: list[EvaluationRecord]
+    decisions: list[DecisionRecord]
     weights: list[WeightRecord]
+    evaluation: list[EvaluationRecord]
+    validity: list[ValidityRecord]
+    trajectories: list[PathRecord]
 
 
 def collect(experiment: Experiment, paths: Paths, mix_code: bool = False) -> dict[str, pd.DataFrame]:
@@ -55,7 +77,10 @@ def collect(experiment: Experiment, paths: Paths, mix_code: bool = False) -> dic
     return {
         paths.table(name): pd.DataFrame([row for job, found in jobs.items() for row in _table_rows(job, found)]),
         paths.curves(name): _long(jobs, "training"),
+        paths.decision_table(name): _long(jobs, "decisions"),
         paths.weight_paths(name): _long(jobs, "weights"),
+        paths.verdicts(name): _long(jobs, "validity"),
+        paths.trajectory_table(name): _long(jobs, "trajectories"),
     }
 
 
@@ -66,10 +91,11 @@ def check_one_code(kind: str, rows: Iterable[Any]) -> None:
         jobs.setdefault(row.code, {})[row.job] = None
     if len(jobs) > 1:
         common = sorted(jobs, key=lambda code: -len(jobs[code]))
+        rule = "train" if kind in OF_TRAINING else "evaluate"
         made = "; ".join(f"{code} made those of {_named(list(jobs[code]))}" for code in common)
         raise ValueError(
             f"{kind} rows were made by different code: {made}. Make them again with `snakemake --forcerun "
-            f"{RULES[kind]}`, or accept the mixture with `--config mix_code=true` (here: --mix-code)"
+            f"{rule}`, or accept the mixture with `--config mix_code=true` (here: --mix-code)"
         )
 
 
@@ -94,8 +120,7 @@ def _leaves(cls: type, config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 def _check_present(experiment: Experiment, paths: Paths) -> None:
     missing = {}
     for job in experiment.jobs:
-        files = [paths.config(job), paths.training(job), paths.weights(job)]
-        files.append(paths.evaluation(job, experiment.evaluate_with.id))
+        files = [paths.config(job), *paths.trained(job)[1:], *paths.judged(job, experiment.evaluate_with.id)]
         if absent := [file for file in files if not Path(file).exists()]:
             missing[job] = absent[0]
     if missing:
@@ -107,18 +132,22 @@ def _check_present(experiment: Experiment, paths: Paths) -> None:
 
 def _read(job: str, paths: Paths, judging: Judging) -> Collected:
     config = load_job(paths.config(job), job)
-    files = dict(zip(KINDS, (paths.training(job), paths.evaluation(job, judging.id), paths.weights(job))))
+    files = dict(zip(KINDS, (*paths.trained(job)[1:], *paths.judged(job, judging.id)), strict=True))
     rows = {kind: read_records(cls, files[kind]) for kind, cls in KINDS.items()}
     for kind, file in files.items():
         if strangers := {row.job for row in rows[kind]} - {job}:
             raise ValueError(f"{file}: holds rows of the job {min(strangers)}; delete the file to have it made again")
     if not rows["training"]:
         raise ValueError(f"{files['training']}: holds no rows; delete the file to have it made again")
-    _check_solvers(rows["evaluation"], judging.solvers_of(config), files["evaluation"])
+    asked = list(judging.solvers_of(config))
+    last = rows["training"][-1].solver or config.train.solver
+    if config.train.adapt is not None and last not in asked:
+        asked.append(last)  # the solver that the training came to
+    _check_solvers(rows["evaluation"], asked, files["evaluation"])
     return Collected(config, **rows)
 
 
-def _check_solvers(rows: list[EvaluationRecord], asked: tuple[str, ...], file: str) -> None:
+def _check_solvers(rows: list[EvaluationRecord], asked: list[str], file: str) -> None:
     found = [row.solver for row in rows]
     if sorted(asked) != sorted(found):
         lacking, extra = sorted(set(asked) - set(found)), sorted(set(found) - set(asked))

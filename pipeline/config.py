@@ -43,6 +43,8 @@ class JobConfig:
 
     def _check_network(self) -> None:
         model, least, points = self.model, self.data.shape[0], len(self.data.shape) == 2
+        if model.field == "oscillator":
+            need(self.data.shape == (1, 2), "model: the field oscillator acts on points of the plane")
         if model.field == "perceptron":
             need(points, "model: the field perceptron acts on points (spheres)")
             least = self.data.shape[-1]
@@ -100,6 +102,10 @@ class JobConfig:
         adaptive = not all(
             isinstance(s, Fixed) for s in (train.parsed_solver, *(p.parsed_solver for p in train.phases))
         )
+        if train.adapt is not None:
+            need(model.family != "resnet", "train: adapt goes without a resnet, whose layers are its steps")
+            held_out = train.adapt.rule != "agreement" or self.data.num_validation > 0
+            need(held_out, "train: adapt: the rule agreement is judged on validation images: set data: num_validation")
         mixed = model.family == "evolving" and regular and adaptive
         need(not mixed, "train: kinetic and jacobian of evolving weights need a solver with fixed steps")
 
@@ -166,6 +172,7 @@ def _alike(data: Any) -> Any:
 def job_id(config: JobConfig) -> str:
     """A slug for people and a hash of everything that changes the numbers. Never parsed back."""
     solver = config.train.solver.replace("@", "").replace("=", "").replace(",", "-")
+    solver += "" if config.train.adapt is None else f"-{config.train.adapt.rule}"
     data = config.data.name + (str(config.data.dimension) if config.data.dimension else "")
     return f"{data}-{config.label}-{solver}-seed{config.seed}-{digest(canonical(config))}"
 

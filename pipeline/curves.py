@@ -1,8 +1,16 @@
-"""Results -> figures of the trainings themselves: learned weights over depth, accuracy by epoch."""
+"""Results -> figures of the trainings themselves: learned weights over depth, accuracy by epoch, changes of solver."""
 
 from __future__ import annotations
 
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from gode_core.solvers import Adaptive, parse_solver
+from pipeline.comparison import learned
 from pipeline.drawing import (
+    COLOURS,
+    GREY,
+    LINES,
     MAX_COLUMNS,
     ORANGE,
     Drawing,
@@ -11,11 +19,12 @@ from pipeline.drawing import (
     label_bottom,
     left_out,
     legend,
+    mark,
     panels,
     set_title,
     styles,
 )
-from pipeline.tables import Results
+from pipeline.tables import RULE, Frame, Results
 
 MAX_ENTRIES = 6  # of weights
 SMOOTH = ("hat", "fourier", "legendre", "chebyshev")  # bases without jumps, whatever their degree
@@ -44,7 +53,7 @@ def draw_weights(results: Results) -> Drawing:
             steps = "default" if smooth[label] else "steps-post"
             ax.plot(rows["depth"], rows["value"], drawstyle=steps, **{**style, "marker": "none"})
         name = weight if len(weight) <= 26 else "…" + weight[-25:]
-        set_title(ax, f"{name}[{entry}], {solver}", columns)
+        set_title(ax, f"{name}[{entry}], {results.trained(solver)}", columns)
         ax.set_xlim(0, 1)
     label_bottom(axes, columns, "depth t")
     figure.supylabel("weight θ(t)", fontsize=8.5)
@@ -78,7 +87,7 @@ def draw_training(results: Results) -> Drawing:
         rows = ends[ends["train.solver"] == solver]
         cross = {"marker": "x", "linestyle": "none", "color": ORANGE, "markersize": 8, "markeredgewidth": 2}
         ax.plot(rows["epoch"], 100 * rows["validation_accuracy"], **cross)
-        set_title(ax, f"trained with {solver}", 2)
+        set_title(ax, f"trained with {results.trained(solver)}", 2)
     label_bottom(axes, 2, "epoch")
     figure.supylabel("validation accuracy (%)", fontsize=8.5)
     legend(figure, handles(results.labels, marker="none"))
@@ -88,3 +97,65 @@ def draw_training(results: Results) -> Drawing:
     if len(results.stopped):
         caption += " Crosses: a training that stopped here."
     return Drawing(figure, caption + left_out(results))
+
+
+def draw_decisions(results: Results) -> Drawing:
+    """What a rule made of the solver: steps, or tolerance, over the training, and the accuracy that the checks saw
+    beneath. A column per model and training solver, a line per seed."""
+    decisions = results.decisions
+    if decisions.empty:
+        return Drawing(None, "No training changed its solver.")
+    groups = list(decisions.groupby(["label", "train.solver"], sort=False))
+    columns = min(len(groups), MAX_COLUMNS)
+    figure, axes = panels(2 * columns, columns, 2.2, sharex="col")
+    rules = results.table.drop_duplicates("job").set_index("job")[RULE]
+    for above, below, ((label, solver), rows) in zip(axes[:columns], axes[columns:], groups):
+        for i, (_, seed) in enumerate(rows.groupby("seed")):
+            style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 0.9, "linestyle": LINES[i // len(COLOURS) % 4]}
+            size = seed["next_solver"].map(_size)
+            ends = results.curves.loc[results.curves["job"].isin(seed["job"]), "step"].max()
+            above.plot([*seed["step"], ends], [*size, size.iloc[-1]], drawstyle="steps-post", **style)
+            below.plot(seed["step"], 100 * seed["accuracy"].astype(float), **style)
+            limit = seed[seed["action"] == "limit"]
+            above.plot(limit["step"], limit["next_solver"].map(_size), "x", color=style["color"], markersize=4)
+        for ax in (above, below):
+            _shade_chance(ax, rows, results)
+        rule = "" if "rule=" in label else f" rule={rules[rows['job'].iloc[0]]}"
+        set_title(above, f"{label}{rule}\nbegun with {solver}", columns)
+        _size_axis(above, solver)
+        below.set_ylim(0, 102)
+    label_bottom(axes, columns, "optimiser step")
+    axes[columns].set_ylabel("accuracy at the check (%)")
+    seeds = sorted(decisions["seed"].unique())
+    entries = [mark(f"seed {seed}", color=COLOURS[i % len(COLOURS)]) for i, seed in enumerate(seeds[: len(COLOURS)])]
+    shade = mark("accuracy at chance", color=GREY, alpha=0.3, linewidth=6)
+    legend(figure, [*entries, shade, mark("held at its limit", marker="x", linestyle="none")])
+    more = f" The first {columns} of {len(groups)} are drawn." if len(groups) > columns else ""
+    return Drawing(
+        figure,
+        "What each training solved with. Shaded: checks at which the accuracy, in the mean over seeds, is that of a "
+        f"guess, where two solvers agree whatever they are.{more}",
+    )
+
+
+def _size(text: str) -> float:
+    """The number of steps, or the tolerance."""
+    solver = parse_solver(text)
+    return solver.rtol if isinstance(solver, Adaptive) else getattr(solver, "num_steps", float("nan"))
+
+
+def _size_axis(ax: Axes, solver: str) -> None:
+    adaptive = isinstance(parse_solver(solver), Adaptive)
+    ax.set_yscale("log", base=10 if adaptive else 2)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0e}" if adaptive else f"{y:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_ylabel("tolerance" if adaptive else "steps of a solve")
+
+
+def _shade_chance(ax: Axes, rows: Frame, results: Results) -> None:
+    """Where a check saw the accuracy of a guess."""
+    seen = rows[rows["accuracy"].notna()].groupby("step")["accuracy"].mean()
+    chance = 1 / results.experiment.jobs[rows["job"].iloc[0]].data.classes
+    guess = ~learned(seen.astype(float), chance)
+    where = {"transform": ax.get_xaxis_transform(), "color": GREY, "alpha": 0.2, "linewidth": 0, "step": "post"}
+    ax.fill_between(seen.index, 0, 1, where=guess.to_numpy(), **where)

@@ -130,6 +130,12 @@ def _spheres(config: DataConfig, part: Part, root: str) -> tuple[Tensor, Tensor]
     return points.float()[:, None], (shell == 1).long()
 
 
+def _xor(config: DataConfig, part: Part, root: str) -> tuple[Tensor, Tensor]:
+    """Four points that no line divides: (0, 0) and (1, 1) against (0, 1) and (1, 0). They are the test as well."""
+    points = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    return points[:, None], torch.tensor([0, 0, 1, 1])
+
+
 def _mnist(config: DataConfig, part: Part, root: str) -> tuple[Tensor, Tensor]:
     """torchvision has no check of the unpacked files: `read_idx` compares their size with their header."""
     prefix, count = ("train", DATA_SIZES["mnist"][0]) if part == "train" else ("t10k", DATA_SIZES["mnist"][1])
@@ -172,6 +178,7 @@ def _imagefolder(config: DataConfig, part: Part, root: str) -> tuple[Tensor, Ten
 READERS = {
     "digits": _digits,
     "spheres": _spheres,
+    "xor": _xor,
     "mnist": _mnist,
     "cifar10": _cifar,
     "cifar100": _cifar,

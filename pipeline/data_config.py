@@ -7,16 +7,18 @@ from typing import Literal
 
 from pipeline.reading import need
 
-DATA_SIZES = {"digits": (1437, 360), "spheres": (2000, 1000), "mnist": (60000, 10000)} | dict.fromkeys(
+DATA_SIZES = {"digits": (1437, 360), "spheres": (2000, 1000), "xor": (4, 4), "mnist": (60000, 10000)} | dict.fromkeys(
     ("cifar10", "cifar100"), (50000, 10000)
 )  # images for training (and validation), images for the test
+
+POINTS = ("spheres", "xor")  # and no images
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, and how they are split and changed. Sizes are in images."""
 
-    name: Literal["digits", "spheres", "mnist", "cifar10", "cifar100", "imagefolder"]
+    name: Literal["digits", "spheres", "xor", "mnist", "cifar10", "cifar100", "imagefolder"]
     num_validation: int = 0  # cut from the training images; the test split chooses nothing
     num_train: int | None = None  # train on this many of the rest only; None: all
     split_seed: int = 0
@@ -36,14 +38,16 @@ class DataConfig:
         need(self.split_seed >= 0, "split_seed must be at least 0, got {}", self.split_seed)
         need(len(self.mean) == len(self.std), "mean and std must be equally long, got {} and {}", self.mean, self.std)
         need(all(s > 0 for s in self.std), "std must be positive, got {}", self.std)
-        if self.mean and self.name != "spheres":
+        if self.mean and self.name not in POINTS:
             need(len(self.mean) == self.shape[0], "mean needs one number per channel, got {}", self.mean)
         need(self.crop_padding >= 0, "crop_padding must be at least 0, got {}", self.crop_padding)
         if self.name == "spheres":
             need(self.dimension in (2, 3, 10, 900), "spheres need `dimension: 2`, 3, 10 or 900, got {}", self.dimension)
-            need(not (self.crop_padding or self.flip or self.mean), "spheres are points: no crop, flip or mean")
         else:
             need(self.dimension is None, "dimension belongs to spheres, not to {}", self.name)
+        if self.name in POINTS:
+            changed = self.crop_padding or self.flip or self.mean
+            need(not changed, "{} are points: no crop, flip or mean", self.name)
         extras = (self.folder, self.image_size, self.num_classes)
         if self.name == "imagefolder":
             need(None not in extras, "imagefolder needs `folder`, `image_size` and `num_classes`")
@@ -65,6 +69,7 @@ class DataConfig:
         return {
             "digits": (1, 8, 8),
             "spheres": (1, self.dimension or 0),
+            "xor": (1, 2),
             "mnist": (1, 28, 28),
             "cifar10": (3, 32, 32),
             "cifar100": (3, 32, 32),
@@ -80,7 +85,7 @@ class DataConfig:
 
     @property
     def classes(self) -> int:
-        return {"spheres": 2, "cifar100": 100, "imagefolder": self.num_classes or 0}.get(self.name, 10)
+        return {"spheres": 2, "xor": 2, "cifar100": 100, "imagefolder": self.num_classes or 0}.get(self.name, 10)
 
     @property
     def train_size(self) -> int | None:

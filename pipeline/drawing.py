@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from pipeline.tables import Frame, Results
 
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # yellow is lost on white
-GREY, ORANGE = "#666666", "#D55E00"
+GREY, ORANGE, GREEN = "#666666", "#D55E00", "#009E73"
 MARKERS = "os^Dv<>PX"
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.2, 1.2, 1.2)))
 MAX_LINES = 16  # models that one panel can tell apart

@@ -1,4 +1,4 @@
-"""One trained model under many solvers -> a row each.
+"""One trained model under many solvers -> a row each, and a verdict: is it an ODE?
 
     python -m pipeline.evaluate EXPERIMENT results/jobs/JOB/config.json [--data data] [--device auto] [--threads 1]
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gode_core.networks import Network, Prediction
-from gode_core.solvers import Solver, parse_solver
+from gode_core.solvers import Layers, Solver, parse_solver
 from pipeline import checkpoint, stage
 from pipeline.build import build_network
 from pipeline.config import JobConfig, load_job
@@ -27,9 +29,11 @@ from pipeline.device import choose_device, set_threads
 from pipeline.experiment import Judging, load_experiment
 from pipeline.paths import Paths
 from pipeline.provenance import code_fingerprint
-from pipeline.records import EvaluationRecord, Status, write_records
+from pipeline.records import EvaluationRecord, Status, TrainingRecord, read_records, write_records
+from pipeline.verdicts import Geometry, Shares, geometry_of, verdict_of
 
 log = logging.getLogger(__name__)
+MOST_KEPT = 1 << 20  # bytes
 SEVERITY: tuple[Status, ...] = ("ok", "unconverged", "budget", "underflow", "nonfinite")
 
 
@@ -45,31 +49,61 @@ class Tally:
     gap_max: float = 0.0
     gap_sum: float = 0.0
     evals: int = 0
+    lost: int = 0
+    gained: int = 0
+    limit_gap_sum: float = 0.0
     accepted: int = 0
     rejected: int = 0
     batches: int = 0
     seconds: float = 0.0
     status: Status = "ok"
 
-    def add(self, prediction: Prediction, trained: Prediction, labels: Tensor, seconds: float) -> None:
-        """`trained`: under the training solver. A sample whose solve failed counts as wrong, and agrees with none."""
-        logits = prediction.logits.float()
-        statuses = [solution.status for solution in prediction.solutions]
-        good, comparable = _good(prediction), _good(trained)
-        predicted, gap = logits.argmax(1), (logits - trained.logits.float()).abs()
+    def add(self, judged: Judged, trained: Judged, limit: Judged, labels: Tensor) -> None:
+        """trained, limit: under the training solver, and the one that stands for h -> 0. A sample whose solve failed
+        counts as wrong, agrees with none, and is infinitely far from all: what was reached of it are no logits."""
+        prediction, good = judged.prediction, judged.good
+        logits, right = judged.logits, judged.right(labels)
+        gap, limit_gap = judged.gap(trained), judged.gap(limit).mean(1)
         self.samples += len(labels)
         self.failed += int((~good).sum())
-        self.correct += int(((predicted == labels) & good).sum())
-        self.agreed += int(((predicted == trained.logits.argmax(1)) & good & comparable).sum())
+        self.correct += int(right.sum())
+        self.agreed += int(((logits.argmax(1) == trained.logits.argmax(1)) & good & trained.good).sum())
+        self.lost += int((trained.right(labels) & ~right).sum())
+        self.gained += int((right & ~trained.right(labels)).sum())
         self.loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        self.gap_max = max(self.gap_max, gap.nan_to_num(torch.inf).max().item())
+        self.gap_max = max(self.gap_max, gap.max().item())
         self.gap_sum += gap.mean(1).sum().item()
+        self.limit_gap_sum += limit_gap.sum().item()
         self.evals += sum(solution.num_evals for solution in prediction.solutions)
         self.accepted += sum(solution.num_accepted for solution in prediction.solutions)
         self.rejected += sum(solution.num_rejected for solution in prediction.solutions)
         self.batches += 1
-        self.seconds += seconds
-        self.status = max([self.status, *statuses], key=SEVERITY.index)
+        self.seconds += judged.seconds
+        self.status = max([self.status, *(solution.status for solution in prediction.solutions)], key=SEVERITY.index)
+
+    @property
+    def limit_gap(self) -> float | None:
+        """Mean |logit - logit in the limit|; None if it is not finite."""
+        gap = self.limit_gap_sum / self.samples
+        return gap if math.isfinite(gap) else None
+
+
+class Judged:
+    """A prediction, and the seconds that it took."""
+
+    def __init__(self, prediction: Prediction, seconds: float):
+        self.prediction, self.seconds = prediction, seconds
+        self.logits = prediction.logits.float()
+        self.good = _good(prediction)
+
+    def right(self, labels: Tensor) -> Tensor:
+        """(B,) bool."""
+        return (self.logits.argmax(1) == labels) & self.good
+
+    def gap(self, other: Judged) -> Tensor:
+        """(B, classes): |logit - logit of the other|."""
+        both = (self.good & other.good)[:, None]
+        return (self.logits - other.logits).abs().where(both, torch.inf)
 
 
 def _good(prediction: Prediction) -> Tensor:
@@ -79,20 +113,26 @@ def _good(prediction: Prediction) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(network: Network, trained_with: Solver, solvers: list[Solver], batches, max_steps: int) -> list[Tally]:
-    """A tally for each solver, over all batches of (images, labels)."""
-    tallies = [Tally() for _ in solvers]
+def evaluate(network: Network, own: Solver, limit: Solver, solvers: list[Solver], batches, max_steps: int):
+    """A tally for each solver, in the order of `solvers`, over all batches of (images, labels). Those of the training
+    solver `own` and of the limit are among them, whether they are asked for or not."""
+    tallies = {solver: Tally() for solver in (*solvers, own, limit)}
     network.eval()
     for number, (images, labels) in enumerate(batches):
         if number == 0:  # what a solver does once (imports, tables) is no part of its time
-            for solver in solvers:
+            for solver in tallies:
                 network.predict(images[:1], solver, max_steps=1)
-        trained = network.predict(images, trained_with, max_steps=max_steps)
-        for solver, tally in zip(solvers, tallies):
-            started = _now(images.device)
-            prediction = network.predict(images, solver, max_steps=max_steps)
-            tally.add(prediction, trained, labels, _now(images.device) - started)
+        references = {solver: _judge(network, images, solver, max_steps) for solver in dict.fromkeys((own, limit))}
+        for solver, tally in tallies.items():
+            judged = references.get(solver) or _judge(network, images, solver, max_steps)
+            tally.add(judged, references[own], references[limit], labels)
     return tallies
+
+
+def _judge(network: Network, images: Tensor, solver: Solver, max_steps: int) -> Judged:
+    started = _now(images.device)
+    prediction = network.predict(images, solver, max_steps=max_steps)
+    return Judged(prediction, _now(images.device) - started)
 
 
 def _now(device: torch.device) -> float:
@@ -121,6 +161,9 @@ def to_record(tally: Tally, job: str, solver: Solver, judging: Judging) -> Evalu
         num_rejected=tally.rejected / tally.batches,
         seconds=tally.seconds,
         status=tally.status,
+        num_lost=tally.lost,
+        num_gained=tally.gained,
+        limit_gap=tally.limit_gap,
     )
 
 
@@ -132,20 +175,49 @@ def judge(config: JobConfig, job: str, judging: Judging, paths: Paths, data_root
     split = load_split(config.data, judging.split, data_root)
     if not len(split):
         raise ValueError(f"evaluate_with: split: {job} has no {judging.split} images; set data: num_validation")
-    batches = evaluation_batches(split, config.data, batch_size=judging.batch_size, device=device)
-    solvers = [parse_solver(text) for text in judging.solvers_of(config)]
-    tallies = evaluate(network, config.train.parsed_solver, solvers, batches, judging.max_steps)
-    records = [to_record(tally, job, solver, judging) for solver, tally in zip(solvers, tallies)]
+    batches = partial(evaluation_batches, split, config.data, device=device)
+    own = trained_with(config, job, paths)
+    asked = [parse_solver(text) for text in judging.solvers_of(config)]
+    recorded = asked if config.train.adapt is None or own in asked else [*asked, own]
+    limit = own if isinstance(own, Layers) else parse_solver(judging.finest)
+    tallies = evaluate(network, own, limit, recorded, batches(batch_size=judging.batch_size), judging.max_steps)
+    records = [to_record(tallies[solver], job, solver, judging) for solver in recorded]
     for record in records:
         log.info(
             "%-24s accuracy %.4f  agreement %.4f  %s", record.solver, record.accuracy, record.agreement, record.status
         )
+    verdicts, geometry = [], Geometry(Shares(), [])
+    if not isinstance(own, Layers):  # between the layers of a discrete net is no path
+        some = next(batches(batch_size=max(1, judging.num_paths)))
+        geometry = geometry_of(network, config, own, judging, some, job)
+        by_name = {str(solver): tally for solver, tally in tallies.items()}
+        verdicts = [verdict_of(by_name, str(own), judging, geometry, job)]
+        log.info("%s: %s", verdicts[0].verdict, verdicts[0].reason)
+    write_records(paths.validity(job, judging.id), verdicts)
+    write_records(paths.trajectories(job, judging.id), geometry.drawn)
     write_records(paths.evaluation(job, judging.id), records)
-    for path in (paths.resume(job), paths.training_so_far(job)):  # the training is over, and its files are noted
-        Path(path).unlink(missing_ok=True)
+    forget(job, paths)
+
+
+def trained_with(config: JobConfig, job: str, paths: Paths) -> Solver:
+    """The solver of the training, at its end."""
+    if config.train.adapt is None:
+        return config.train.parsed_solver
+    last = read_records(TrainingRecord, paths.training(job))[-1]
+    return parse_solver(last.solver or config.train.solver)
+
+
+def forget(job: str, paths: Paths) -> None:
+    """Delete what a resume would need: the training is over, and its files are noted. What is small stays: asked for
+    anew beside other jobs, it is not trained again."""
+    resume = Path(paths.resume(job))
+    if resume.exists() and resume.stat().st_size > MOST_KEPT:
+        resume.unlink()
+    Path(paths.training_so_far(job)).unlink(missing_ok=True)
 
 
 def main(arguments: argparse.Namespace) -> None:
+    code_fingerprint()  # taken now: what is edited while this runs made none of its numbers
     judging = load_experiment(arguments.experiment).evaluate_with
     set_threads(arguments.threads)
     device = choose_device(arguments.device)

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import yaml
 
-from gode_core.solvers import Layers, parse_solver
+from gode_core.solvers import Adaptive, Layers, parse_solver
 from pipeline.config import JobConfig, canonical, digest, job_id, read_job
 from pipeline.paths import DEFAULT_EXPERIMENT
-from pipeline.reading import need, read_dataclass, unknown_key
+from pipeline.reading import added, need, read_dataclass, unknown_key
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Judging:
     split: Literal["test", "validation"] = "test"
     batch_size: int = 1000
     max_steps: int = 1000  # attempted steps of an adaptive solver before it is given up
+    limit: str | None = added(None)  # the one of the solvers that stands for h -> 0; None: the finest of them
+    margin: float = added(0.01)  # a gap of accuracies within it is none
+    confidence: float = added(0.95)  # of the intervals behind a verdict
+    num_paths: int = added(0)  # points (of 2 or 3 dimensions) whose paths are followed: folds, crossings, separation
+    num_drawn: int = added(0)  # of them, in the plane, whose paths are kept
 
     def __post_init__(self):
         object.__setattr__(self, "solvers", tuple(str(parse_solver(s)) for s in self.solvers))  # one name each
@@ -40,10 +45,28 @@ class Judging:
         need(not twice, "solvers: {} stands twice", ", ".join(twice))
         need(self.batch_size >= 1, "batch_size must be at least 1, got {}", self.batch_size)
         need(self.max_steps >= 1, "max_steps must be at least 1, got {}", self.max_steps)
+        if self.limit is not None:
+            object.__setattr__(self, "limit", str(parse_solver(self.limit)))
+            need(self.limit in self.solvers, "limit: {} must stand among the solvers", self.limit)
+        need(0 < self.margin < 1, "margin must lie in (0, 1), got {}", self.margin)
+        need(0 < self.confidence < 1, "confidence must lie in (0, 1), got {}", self.confidence)
+        need(0 <= self.num_drawn <= self.num_paths, "num_drawn must lie in [0, num_paths], got {}", self.num_drawn)
 
     @property
     def id(self) -> str:
         return digest(canonical(self))
+
+    @property
+    def finest(self) -> str:
+        """The solver that stands for h -> 0: `limit`, or the adaptive one with the smallest tolerance (the last of
+        several), or the one with most steps times its order. Empty if there is none."""
+        if self.limit is not None:
+            return self.limit
+        parsed = [parse_solver(solver) for solver in self.solvers]
+        if adaptive := [solver for solver in parsed if isinstance(solver, Adaptive)]:
+            return str(min(reversed(adaptive), key=lambda solver: max(solver.rtol, solver.atol)))
+        stepping = [solver for solver in parsed if not isinstance(solver, Adaptive | Layers)]
+        return str(max(stepping, key=lambda solver: solver.num_steps * solver.order, default=""))
 
     def solvers_of(self, config: JobConfig) -> tuple[str, ...]:
         """Those that judge this job. A discrete net is no ODE between its layers: it is judged as it is, alone."""
@@ -51,21 +74,54 @@ class Judging:
         return (config.train.solver,) if discrete else self.solvers
 
 
+Measure = Literal[
+    "critical_evals",
+    "critical_accuracy",
+    "accuracy",
+    "training_evals",
+    "share_ode",
+    "share_crossing",
+    "share_folded",
+]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number in print, to stand beside ours: see pipeline.judgement for the measures."""
+
+    claim: str  # what it is the number of, in words
+    measure: Measure
+    low: float  # accuracies and shares in [0, 1]
+    high: float
+    source: str
+    of: tuple[str, ...] = ()  # the jobs that it belongs to: `train.adapt.rule=step`, columns of table.csv
+    margin: float | None = None  # critical_...: gaps allowed there; None: the margin of the verdicts
+
+    def __post_init__(self):
+        need(self.low <= self.high, "low must not be above high, got {} and {}", self.low, self.high)
+        critical = self.measure in ("critical_evals", "critical_accuracy")
+        need(self.margin is None or critical, "a margin belongs to the measures critical_..., not to {}", self.measure)
+        need(self.margin is None or 0 < self.margin < 1, "margin must lie in (0, 1), got {}", self.margin)
+        wrong = [text for text in self.of if not re.fullmatch(r"[\w.]+=.+", text)]
+        need(not wrong, "of: write `column=value`, got {}", wrong)
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """A question, the jobs that it takes to answer it, and how they are judged."""
+    """A question, the jobs that it takes to answer it, how they are judged, and what others found."""
 
     name: str
     question: str
     jobs: dict[str, JobConfig]
     evaluate_with: Judging
+    published: tuple[Published, ...] = ()
 
 
 def load_experiment(path: str | Path) -> Experiment:
     """Read, check and expand an experiment file. Raises ValueError that says what, where and what is allowed."""
     where = str(path)
     raw = _read_yaml(Path(path))
-    known = ["name", "question", "job", "sweep", "evaluate_with"]
+    known = ["name", "question", "job", "sweep", "evaluate_with", "published"]
     for key in raw:
         if key not in known:
             raise ValueError(f"{where}: {unknown_key(key, known)}")
@@ -96,7 +152,11 @@ def load_experiment(path: str | Path) -> Experiment:
             f"{where}: evaluate_with: the split `validation` needs `num_validation` in the data of each job; "
             f"{unseen[0]} has none"
         )
-    return Experiment(name, question.strip(), jobs, judging)
+    in_print = raw.get("published") or []
+    if not isinstance(in_print, list):
+        raise ValueError(f"{where}: published: must be a list, got {in_print!r}")
+    published = [read_dataclass(Published, row, f"{where}: published[{i}]") for i, row in enumerate(in_print)]
+    return Experiment(name, question.strip(), jobs, judging, tuple(published))
 
 
 def expand(base: Any, sweep: Any, where: str) -> list[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Results -> figures, one function each. Accuracies are drawn in per cent.
+"""Results -> figures, one function each. Accuracies are drawn in per cent. Some have modules of their own.
 
 A function returns a `Drawing`: the figure and its caption, or no figure and the sentence that says why.
 """
@@ -11,17 +11,13 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from gode_core.solvers import Fixed, parse_solver
-from pipeline.curves import draw_training, draw_weights
+from pipeline.curves import draw_decisions, draw_training, draw_weights
 from pipeline.drawing import (
     GREY,
     MARKERS,
-    ORANGE,
     STYLE,
-    WIDTH,
     Drawing,
     band,
     handles,
@@ -35,71 +31,17 @@ from pipeline.drawing import (
     set_title,
     styles,
 )
-from pipeline.tables import Frame, Results
+from pipeline.evidence import draw_order, draw_trajectories, draw_validity
+from pipeline.maps import draw_cross_solver
+from pipeline.tables import OWN, Frame, Results
 
-MAX_NUMBERED_ROWS = 60  # of the heat map; beyond these (or these columns) cells have no room for numbers
-MAX_NUMBERED_COLUMNS = 16
 TRAINED_AT: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2}
-
-
-def draw_cross_solver(results: Results) -> Drawing:
-    """Heat map: models trained with a solver (rows) against the solver at test (columns)."""
-    cells, solvers = results.cells, results.solvers
-    blocks = dict(iter(cells.groupby("train.solver", sort=False)))
-    num_rows = [rows["label"].nunique() for rows in blocks.values()]
-    numbered = sum(num_rows) <= MAX_NUMBERED_ROWS and len(solvers) <= MAX_NUMBERED_COLUMNS
-    row_height = 0.34 if numbered else min(0.16, 40 / sum(num_rows))  # inches
-    figure = Figure((WIDTH, 1.3 + 0.3 * len(blocks) + row_height * sum(num_rows)), layout="constrained")
-    axes = figure.subplots(len(blocks), 1, sharex=True, squeeze=False, height_ratios=num_rows)[:, 0]
-    low, high = 100 * cells["mean"].min(), 100 * cells["mean"].max()
-    image: Any = None
-    for ax, (solver, rows) in zip(axes, blocks.items()):
-        labels = list(rows["label"].unique())
-        table = rows.pivot(index="label", columns="solver", values="mean").reindex(index=labels, columns=solvers)
-        limits = {"vmin": min(low, high - 1), "vmax": high}
-        image = ax.pcolormesh(100 * table.to_numpy(), cmap="cividis", edgecolors="white", linewidth=0.8, **limits)
-        ax.set_yticks(np.arange(len(labels)) + 0.5, labels, fontsize=None if numbered else 64 * row_height)
-        ax.set_title(f"trained with {solver}", loc="left", fontweight="bold")
-        ax.invert_yaxis()
-        ax.grid(False)
-        ax.tick_params(length=0)
-        for side in ("left", "bottom"):
-            ax.spines[side].set_visible(False)
-        for row in rows.to_dict("records") if numbered else ():
-            _write_cell(ax, row, solvers.index(row["solver"]), labels.index(row["label"]), image)
-        if solver in solvers:
-            place = (solvers.index(solver), 0.0)
-            outline = {"fill": False, "edgecolor": ORANGE, "linewidth": 2.2, "clip_on": False, "zorder": 5}
-            ax.add_patch(Rectangle(place, 1, len(labels), **outline))
-    axes[-1].set_xticks(np.arange(len(solvers)) + 0.5, solvers, rotation=40, ha="right", rotation_mode="anchor")
-    axes[-1].set_xlabel("solver at test (outlined: the solver that the models were trained with)")
-    split = results.experiment.evaluate_with.split
-    figure.colorbar(image, ax=axes, label=f"{split} accuracy (%)", aspect=40, pad=0.01, fraction=0.04)
-    caption = f"Mean {split} accuracy in % over seeds"
-    if numbered:
-        caption += "; below it, where there are several seeds, their standard deviation in points"
-    if cells["num_failed"].any() and numbered:
-        caption += "; †: for at least one seed the training or a solve failed"
-    if len(cells) < sum(num_rows) * len(solvers):
-        caption += "; empty: a discrete net, which is judged by its own layers alone"
-    return Drawing(figure, caption + ". Outlined: the training solver.")
-
-
-def _write_cell(ax: Axes, row: dict[str, Any], x: int, y: int, image: Any) -> None:
-    mean = 100 * row["mean"]
-    colour = "white" if image.norm(mean) < 0.6 else "black"
-    style: dict[str, Any] = {"color": colour, "ha": "center", "va": "center", "in_layout": False}
-    text = f"{mean:.1f}" + ("†" if row["num_failed"] else "")
-    several = row["num_jobs"] > 1
-    ax.text(x + 0.5, y + (0.36 if several else 0.5), text, fontsize=8.5, **style)
-    if several:
-        ax.text(x + 0.5, y + 0.74, f"±{100 * row['std']:.1f}", fontsize=6.5, **style)
 
 
 def draw_step(results: Results) -> Drawing:
     """Accuracy against the step at test: a row of panels per training solver, one panel per fixed-step method."""
     cells = results.cells
-    parsed = {text: parse_solver(text) for text in results.solvers}
+    parsed = {text: parse_solver(text) for text in results.solvers if text != OWN}
     fixed = {text: solver for text, solver in parsed.items() if isinstance(solver, Fixed)}
     if len({solver.num_steps for solver in fixed.values()}) < 2:
         return Drawing(None, "No fixed-step solver was judged with at two step sizes: there is no curve to draw.")
@@ -117,9 +59,9 @@ def draw_step(results: Results) -> Drawing:
         for label, style in styles(results.labels).items():
             band(ax, panel[panel["label"] == label].sort_values("step"), "step", style)
         trained = parse_solver(solver)
-        if isinstance(trained, Fixed):
+        if isinstance(trained, Fixed) and solver not in results.adapted:
             ax.axvline(1 / trained.num_steps, zorder=1, **TRAINED_AT)
-        set_title(ax, f"trained with {solver},\ntested with {method}", len(methods))
+        set_title(ax, f"trained with {results.trained(solver)},\ntested with {method}", len(methods))
         ax.set_xscale("log", base=2)
         log_ticks(ax, lambda x: f"1/{round(1 / x)}")
     label_bottom(axes, len(methods), "step at test (1 / number of steps)")
@@ -142,9 +84,12 @@ def draw_coefficients(results: Results) -> Drawing:
         for name, style in styles(series).items():
             rows = panel[panel["series"] == name]
             x = [dodges[name, count] for count in rows["num_coefficients"]]
-            for under, filled in ((solver, True), *([(finest, False)] if finest and finest != solver else [])):
-                _points_and_mean(ax, rows.assign(x=x)[rows["solver"] == under], style, filled)
-        set_title(ax, f"trained with {solver}", 2)
+            rows = rows.assign(x=x)
+            _points_and_mean(ax, rows[rows["solver"] == rows["trained_with"]], style, True)
+            if finest:
+                apart = (rows["solver"] == finest) & (rows["trained_with"] != finest)
+                _points_and_mean(ax, rows[apart], style, False)
+        set_title(ax, f"trained with {results.trained(solver)}", 2)
         ax.set_xscale("log", base=2)
         log_ticks(ax, lambda x: f"{x:g}")
     label_bottom(axes, 2, "coefficients (sets of weights over depth)")
@@ -210,10 +155,10 @@ def draw_cost(results: Results) -> Drawing:
                 ax.plot(
                     rows["num_evals"], 100 * rows["mean"], marker=methods[method], linewidth=0.7, alpha=0.85, **line
                 )
-                own = rows[rows["solver"] == solver]
+                own = rows[rows["solver"] == rows["trained_with"]]
                 ring = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.0, "linestyle": "none"}
                 ax.plot(own["num_evals"], 100 * own["mean"], marker="o", color=style["color"], **ring)
-        set_title(ax, f"trained with {solver}", 2)
+        set_title(ax, f"trained with {results.trained(solver)}", 2)
         ax.set_xscale("log", base=2)
         log_ticks(ax, lambda x: f"{x:g}")
     label_bottom(axes, 2, "field evaluations per solve")
@@ -226,9 +171,13 @@ def draw_cost(results: Results) -> Drawing:
 
 FIGURES: dict[str, tuple[str, Callable[[Results], Drawing]]] = {
     "cross_solver": ("Accuracy under other solvers", draw_cross_solver),
+    "validity": ("The gap to the limit", draw_validity),
+    "order": ("The way to the limit", draw_order),
+    "trajectories": ("Paths through the plane", draw_trajectories),
     "step": ("Accuracy against the step at test", draw_step),
     "coefficients": ("Accuracy against the number of coefficients", draw_coefficients),
     "cost": ("Accuracy against cost", draw_cost),
+    "decisions": ("The solver over the training", draw_decisions),
     "weights": ("Learned weights over depth", draw_weights),
     "training": ("Training", draw_training),
 }

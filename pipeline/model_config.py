@@ -124,9 +124,9 @@ class ModelConfig:
     network: Literal["raw", "stem", "stages", "imagenet"]
     family: Family
     width: int  # channels: inside the field (raw), of the block (stem), of the first stage (stages, imagenet)
-    field: Literal["bottleneck", "perceptron", "preactivation", "concat_time", "preactivation_bottleneck"] = (
-        "bottleneck"
-    )
+    field: Literal[
+        "bottleneck", "perceptron", "oscillator", "preactivation", "concat_time", "preactivation_bottleneck"
+    ] = "bottleneck"
     basis: BasisConfig | None = None
     vary: Literal["all", "kernels"] = "all"  # what depends on depth: all of the field's weights, or its kernels alone
     pad_channels: int | None = None  # zero channels (of a perceptron: coordinates) are added up to this number
@@ -140,6 +140,9 @@ class ModelConfig:
     time_channel: bool = added(False)  # t as one more channel (of a perceptron: coordinate) of each layer
     cardinality: int = added(1)  # preactivation_bottleneck: groups of its 3x3 convolution (ResNeXt)
     inner_width: int | None = added(None)  # preactivation_bottleneck: channels of that convolution; None: `width`
+    fan: tuple[float, ...] = added(
+        ()
+    )  # oscillator: alpha, beta, gamma, delta of [[alpha, 1], [-gamma |z|^delta, beta]] z
 
     def __post_init__(self):
         need(self.width >= 1, "width must be at least 1, got {}", self.width)
@@ -147,8 +150,8 @@ class ModelConfig:
         need(self.time_scale > 0, "time_scale must be positive, got {}", self.time_scale)
         self._check_family()
         if self.network == "raw":
-            fits = self.field in ("bottleneck", "perceptron")
-            need(fits, "network raw has the field `bottleneck` or `perceptron`, got {}", self.field)
+            fits = self.field in ("bottleneck", "perceptron", "oscillator")
+            need(fits, "network raw has the field `bottleneck`, `perceptron` or `oscillator`, got {}", self.field)
             need(self.norm == "group", "network raw has no norm: `norm` belongs to the others, got {}", self.norm)
         else:
             fits = self.field in ("preactivation", "concat_time", "preactivation_bottleneck")
@@ -163,6 +166,10 @@ class ModelConfig:
         plain = self.cardinality == 1 and self.inner_width is None
         fits = self.field == "preactivation_bottleneck"
         need(plain or fits, "cardinality and inner_width belong to the field preactivation_bottleneck")
+        fan = self.field == "oscillator"
+        need(len(self.fan) == (4 if fan else 0), "the field oscillator, and no other, has four numbers as its `fan`")
+        alone = self.family == "neural_ode" and self.pad_channels is None and not self.time_channel
+        need(not fan or alone, "the field oscillator is not trained: it goes with the family neural_ode alone")
         divides = (self.inner_width or self.width) % self.cardinality == 0
         need(divides, "cardinality {} must divide the inner width", self.cardinality)
 

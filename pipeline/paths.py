@@ -2,10 +2,12 @@
 
 Under one root (`results/` unless told otherwise):
 
-    jobs/<job>/config.json  model.safetensors  training.jsonl  evaluation-<judging>.jsonl  weights.jsonl
+    jobs/<job>/config.json  model.safetensors  training.jsonl  decisions.jsonl  weights.jsonl
+               evaluation-<judging>.jsonl  validity-<judging>.jsonl  trajectories-<judging>.jsonl
     jobs/<job>/state/       resume.pt, training.jsonl (so far), attempts.jsonl; undeclared, since Snakemake
                             deletes what a failed rule declares
-    experiments/<name>/     table.csv, training.csv, weights.csv, report.html, figures/, published.json
+    experiments/<name>/     table.csv, training.csv, decisions.csv, weights.csv, validity.csv, trajectories.csv,
+                            report.html, figures/, published.json
     data/<name>.json        the data set was seen, whole
     logs/<rule>/<job>.log
     mlflow.db, mlartifacts/, mlartifacts.lock
@@ -46,8 +48,25 @@ class Paths:
     def evaluation(self, job: str, judging: str) -> str:
         return f"{self.root}/jobs/{job}/evaluation-{judging}.jsonl"
 
+    def validity(self, job: str, judging: str) -> str:
+        return f"{self.root}/jobs/{job}/validity-{judging}.jsonl"
+
+    def trajectories(self, job: str, judging: str) -> str:
+        return f"{self.root}/jobs/{job}/trajectories-{judging}.jsonl"
+
+    def decisions(self, job: str) -> str:
+        return f"{self.root}/jobs/{job}/decisions.jsonl"
+
     def weights(self, job: str) -> str:
         return f"{self.root}/jobs/{job}/weights.jsonl"
+
+    def trained(self, job: str) -> list[str]:
+        """All that `train` declares."""
+        return [self.model(job), self.training(job), self.decisions(job), self.weights(job)]
+
+    def judged(self, job: str, judging: str) -> list[str]:
+        """All that `evaluate` declares."""
+        return [self.evaluation(job, judging), self.validity(job, judging), self.trajectories(job, judging)]
 
     def state(self, job: str) -> str:
         return f"{self.root}/jobs/{job}/state"
@@ -78,6 +97,15 @@ class Paths:
 
     def weight_paths(self, name: str) -> str:
         return f"{self.experiment(name)}/weights.csv"
+
+    def decision_table(self, name: str) -> str:
+        return f"{self.experiment(name)}/decisions.csv"
+
+    def verdicts(self, name: str) -> str:
+        return f"{self.experiment(name)}/validity.csv"
+
+    def trajectory_table(self, name: str) -> str:
+        return f"{self.experiment(name)}/trajectories.csv"
 
     def report(self, name: str) -> str:
         return f"{self.experiment(name)}/report.html"

@@ -12,7 +12,7 @@ import logging
 import math
 from pathlib import Path
 
-from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Implicit, Layers, num_evals
+from gode_core.solvers import ADAPTIVE_METHODS, Adaptive, Fixed, Implicit, Layers, num_evals
 from pipeline import stage
 from pipeline.config import JobConfig, canonical
 from pipeline.experiment import Experiment, load_experiment
@@ -23,6 +23,7 @@ from pipeline.train_config import Phase
 
 ASSUMED_STEPS = 10  # of an adaptive solve, where nothing is known before it ran
 ASSUMED_ITERATIONS = 20  # field evaluations of an implicit step, likewise
+ASSUMED_FIXED = 100  # steps where a rule chooses their number, if it may come to so many
 
 
 def evals_per_solve(config: JobConfig, phase: Phase) -> int:
@@ -34,6 +35,8 @@ def evals_per_solve(config: JobConfig, phase: Phase) -> int:
         return blocks * ASSUMED_STEPS * ADAPTIVE_METHODS[solver.method].evals_per_step
     if isinstance(solver, Implicit):
         return blocks * ASSUMED_ITERATIONS * solver.num_steps
+    if config.train.adapt is not None:
+        solver = Fixed(solver.method, min(solver.num_steps, ASSUMED_FIXED))
     basis = phase.basis or config.model.basis
     learnt = basis is not None and basis.knots == "free"  # no method restarts at those
     return blocks * num_evals(solver, None if learnt else config.basis_of(phase))
@@ -41,7 +44,9 @@ def evals_per_solve(config: JobConfig, phase: Phase) -> int:
 
 def is_guess(config: JobConfig) -> bool:
     phases = [config.phase(epoch) for epoch in range(config.train.epochs)]
-    return any(isinstance(phase.parsed_solver, Adaptive | Implicit) for phase in phases)
+    return config.train.adapt is not None or any(
+        isinstance(phase.parsed_solver, Adaptive | Implicit) for phase in phases
+    )
 
 
 def training_evals(config: JobConfig) -> int | None:

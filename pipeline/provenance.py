@@ -10,6 +10,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 # What can change a trained model or its evaluation, as the report cannot: the modules that import torch.
 NUMERIC = (
+    "adapt.py",
+    "adaptation.py",
+    "adapting.py",
+    "agreement.py",
+    "attempt.py",
     "augmentation.py",
     "build.py",
     "checkpoint.py",
@@ -17,8 +22,10 @@ NUMERIC = (
     "device.py",
     "evaluate.py",
     "images.py",
+    "side_by_side.py",
     "train.py",
     "training.py",
+    "verdicts.py",
 )
 
 

@@ -41,6 +41,7 @@ class TrainingRecord:
     converted_error: float | None = None  # and the largest relative L2 error over depth of a weight; 0: exact
     kinetic: float | None = None  # mean kinetic energy of a solve, where its weight in the loss is not 0
     jacobian: float | None = None  # mean Jacobian norm along a solve, likewise
+    check_evals: float | None = None  # field evaluations of checks of the solver, per optimiser step
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,85 @@ class EvaluationRecord:
     num_rejected: float
     seconds: float  # for the split, data apart
     status: Status  # the worst of its batches
+    num_lost: int | None = None  # samples that are right under the training solver and wrong under this one,
+    num_gained: int | None = None  # and the reverse
+    limit_gap: float | None = None  # mean |logit - logit in the limit h -> 0|, over classes and samples
+
+
+@dataclass(frozen=True)
+class ValidityRecord:
+    """Is this trained model an ODE? One row per job that has a path through time: see gode_core.validity.
+
+    gap, worst_gap: accuracy under the training solver minus that under another; the intervals come of paired counts.
+    """
+
+    job: str
+    code: str
+    split: Literal["test", "validation"]
+    solver: str  # that of the training, at its end
+    limit: str  # the solver that stands for h -> 0
+    limit_check: str | None  # the next nearest to it, and
+    limit_check_gap: float | None  # its mean logit gap to the limit: how near the limit is
+    num_samples: int
+    accuracy: float  # under the training solver
+    limit_accuracy: float
+    agreement: float  # share of samples with one class under both
+    logit_gap: float | None  # mean, between both
+    gap: float
+    gap_low: float
+    gap_high: float
+    num_finer: int  # other solvers that are no farther from the limit than the training solver
+    worst_solver: str | None  # of them the one with the largest gap
+    worst_gap: float | None
+    worst_low: float | None
+    worst_high: float | None
+    margin: float  # gaps within it are none
+    ode_within: float | None  # the smallest margin at which the verdict would be `ode`
+    confidence: float  # of all intervals together
+    method: str | None  # whose order was observed: that of the training
+    order: float | None  # slope of log(logit gap to the limit) over log(step), from the training step on
+    order_error: float | None  # its standard error
+    num_orders: int  # points of the fit
+    num_paths: int  # points whose paths were followed; 0: none, and then the rest is None
+    share_folded: float | None  # points where a step's map turns the orientation over, which no flow does
+    share_crossing: float | None  # pairs of paths that cross, where weights are constant in depth
+    separation: float | None  # mean log of the largest stretching of nearby points, under the training solver,
+    limit_separation: float | None  # and in the limit
+    verdict: Literal["ode", "discrete", "undecided"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class PathRecord:
+    """One point of the plane on its way through the block."""
+
+    job: str
+    code: str
+    solver: str
+    path: int
+    target: int  # the point's class
+    depth: float
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class DecisionRecord:
+    """One check of a rule that changes the solver in training: see pipeline.adapt."""
+
+    job: str
+    code: str
+    step: int  # optimiser steps made before
+    action: Literal["start", "shrink", "grow", "keep", "limit"]  # limit: it ought to shrink and may not
+    solver: str | None  # trained with so far; None at the start
+    reference: str | None  # what it was compared with,
+    difference: float | None  # and how much they differ: in accuracy, or in class probabilities
+    trial: str | None  # a coarser one that was tried,
+    trial_difference: float | None  # and its difference from the reference
+    accuracy: float | None  # under `solver`, on what the check looks at
+    next_solver: str
+    num_evals: int  # field evaluations that the check cost
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -95,8 +175,8 @@ class AttemptRecord:
     reason: str
 
 
-Record = TrainingRecord | EvaluationRecord | WeightRecord | AttemptRecord
-R = TypeVar("R", TrainingRecord, EvaluationRecord, WeightRecord, AttemptRecord)
+Record = TrainingRecord | EvaluationRecord | WeightRecord | AttemptRecord | ValidityRecord | PathRecord | DecisionRecord
+R = TypeVar("R", bound=Record)
 
 
 def to_line(record: Record) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
 from pipeline.reading import unknown_key
+from pipeline.stacks import JobStack, stacks_of
 from pipeline.target import Target
 
 SETTINGS = {"results": "results", "data": "data", "device": "auto", "mix_code": False}
@@ -39,7 +40,7 @@ class Run:
         file = str(configfiles[-1]) if configfiles else DEFAULT_EXPERIMENT
         try:
             experiment = load_experiment(file)
-            of_experiment = {"name", "question", "job", "sweep", "evaluate_with"}
+            of_experiment = {"name", "question", "job", "sweep", "evaluate_with", "published"}
             for key in config:
                 if key not in SETTINGS and key not in of_experiment:
                     raise ValueError(f"--config: {unknown_key(key, list(SETTINGS))}")
@@ -69,12 +70,13 @@ class Run:
         return [
             path
             for job in self.experiment.jobs
-            for path in (
-                self.paths.training(job),
-                self.paths.weights(job),
-                self.paths.evaluation(job, self.judging),
-            )
+            for path in (*self.paths.trained(job)[1:], *self.paths.judged(job, self.judging))  # all but the model
         ]
+
+    @property
+    def stacks(self) -> list[JobStack]:
+        """Jobs that are trained, and judged, by one process."""
+        return stacks_of(self.experiment.jobs, self.paths, self.judging)
 
     def data_of(self, wildcards: Any) -> str:
         """The proof that a job's data set was seen, whole."""

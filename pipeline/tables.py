@@ -2,6 +2,9 @@
 
 A *cell* is one (model, training solver, evaluation solver); its jobs differ in nothing but the seed. Accuracies lie in
 [0, 1]; a loss of accuracy is that under the training solver minus that under the finest solver, per job.
+
+A job whose solver changed in training ends with one of its own, euler@37, say, and another seed with another. So that
+these are one cell, their solver is called `own` in the table.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from typing import Any
 
 import pandas as pd
 
-from gode_core.solvers import Adaptive, Layers, parse_solver
 from pipeline.experiment import Experiment
 from pipeline.paths import Paths
 
 Frame = Any  # a pandas table or column: pandas itself annotates each as table, column or number at once
 
 GROUP = ["train.solver", "label"]  # what a mean over seeds is taken within
+OWN = "own"  # stands for the solver that a training with `train.adapt` ended with
+RULE = "train.adapt.rule"
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,12 @@ class Results:
     """The tables that `collect` wrote, of the jobs of one experiment. Labels tell apart all that is no seed."""
 
     experiment: Experiment
-    table: Frame  # one row per (job, solver)
+    table: Frame  # one row per (job, solver); trained_with: `own`, or train.solver; solved_with: no `own`, but its name
     curves: Frame  # one row per (job, epoch)
     weights: Frame  # one row per (job, weight, entry, depth)
+    validity: Frame  # one row per job that has a path through time
+    decisions: Frame  # one row per (job, check of its solver)
+    trajectories: Frame  # one row per (job, solver, path, depth); target: the class of the point
 
     @cached_property
     def labels(self) -> list[str]:
@@ -41,20 +48,26 @@ class Results:
         return list(self.table["train.solver"].unique())
 
     @cached_property
+    def adapted(self) -> set[str]:
+        """The training solvers that all their jobs changed in training."""
+        fixed = self.table.loc[self.table["trained_with"] != OWN, "train.solver"]
+        return set(self.training_solvers) - set(fixed)
+
+    def trained(self, solver: str) -> str:
+        """A training solver in words: one that was changed in training is only what the training began with, or the
+        most that it could come to."""
+        return f"{solver}, adapted" if solver in self.adapted else solver
+
+    @cached_property
     def solvers(self) -> list[str]:
-        """Those judged with, in the order of the experiment file; behind them the discrete nets' own layers."""
+        """Those judged with, in the order of the experiment file; behind them `own`, and the discrete nets' layers."""
         asked = list(self.experiment.evaluate_with.solvers)
-        return asked + [solver for solver in self.table["solver"].unique() if solver not in asked]
+        return asked + sorted(set(self.table["solver"]) - set(asked), key=lambda solver: (solver != OWN, solver))
 
     @cached_property
     def finest(self) -> str:
-        """The nearest to the exact solution: the adaptive solver with the smallest tolerance (the last of several),
-        else the fixed one with most steps times its order. Empty if there are discrete nets alone."""
-        parsed = [parse_solver(solver) for solver in self.experiment.evaluate_with.solvers]
-        if adaptive := [solver for solver in parsed if isinstance(solver, Adaptive)]:
-            return str(min(reversed(adaptive), key=lambda solver: max(solver.rtol, solver.atol)))
-        stepping = [solver for solver in parsed if not isinstance(solver, Adaptive | Layers)]
-        return str(max(stepping, key=lambda solver: solver.num_steps * solver.order, default=""))
+        """The one that stands for the limit h -> 0. Empty if there are discrete nets alone."""
+        return self.experiment.evaluate_with.finest
 
     @cached_property
     def num_samples(self) -> int:
@@ -64,7 +77,9 @@ class Results:
     def varied(self) -> list[str]:
         """The parameters that are not the same in all jobs, the label's and the training solver apart."""
         known = ["train.solver", "model.family", *(c for c in self.table if c.startswith("model.basis."))]
-        return [c for c in _parameters(self.table) if c not in known and self.table[c].nunique(dropna=False) > 1]
+        varies = [c for c in _parameters(self.table) if c not in known and self.table[c].nunique(dropna=False) > 1]
+        rules = self.table.groupby(RULE)
+        return [c for c in varies if not c.startswith("train.adapt.") or c == RULE or rules[c].nunique().gt(1).any()]
 
     @cached_property
     def shared(self) -> dict[str, str]:
@@ -80,6 +95,7 @@ class Results:
         table = self.table.assign(failed=(self.table["status"] != "ok") | (self.table["train_status"] != "ok"))
         grouped = table.groupby([*GROUP, "solver"], sort=False)
         cells = grouped["accuracy"].agg(["mean", "std", "min", "max"])
+        cells["trained_with"] = grouped["trained_with"].first()
         cells["num_jobs"] = grouped.size()
         cells["num_failed"] = grouped["failed"].sum()
         cells["num_evals"] = grouped["num_evals"].mean()
@@ -89,9 +105,18 @@ class Results:
     def jobs(self) -> Frame:
         """One row per job: its parameters, and its rows under the training solver (columns ending in `_own`; empty if
         that was not among those judged with) and under the finest (ending in `_finest`)."""
-        measures = ["accuracy", "loss", "agreement", "logit_gap_mean", "logit_gap_max", "num_evals", "status"]
+        measures = [
+            "accuracy",
+            "loss",
+            "agreement",
+            "logit_gap_mean",
+            "logit_gap_max",
+            "num_evals",
+            "status",
+            "solved_with",
+        ]
         table = self.table.set_index("job")
-        own = table.loc[table["solver"] == table["train.solver"], measures]
+        own = table.loc[table["solver"] == table["trained_with"], measures]
         finest = table.loc[table["solver"] == self.finest, measures]
         jobs = self.table.drop_duplicates("job").set_index("job").drop(columns=measures)
         jobs = jobs.join(own.add_suffix("_own")).join(finest.add_suffix("_finest"))
@@ -106,130 +131,51 @@ class Results:
     @cached_property
     def failed(self) -> Frame:
         """The rows of the table whose solves did not all end `ok`."""
-        return self.table[(self.table["status"] != "ok") | (self.table["num_failed"] > 0)]
+        return self.evaluations[(self.evaluations["status"] != "ok") | (self.evaluations["num_failed"] > 0)]
+
+    @cached_property
+    def evaluations(self) -> Frame:
+        """The rows of the table, each once: one that a training ended with may have been asked for too."""
+        return self.table.drop_duplicates(["job", "solved_with"])
 
 
 def read_results(experiment: Experiment, paths: Paths) -> Results:
     """Raises ValueError if the tables are not there, or not of this experiment file as it stands now."""
     name = experiment.name
-    table = _read_csv(paths.table(name))
     judging = experiment.evaluate_with
+    curves = _read_csv(paths.curves(name))
+    table = _with_own(_read_csv(paths.table(name)), curves, judging.solvers)
     solvers = {solver for config in experiment.jobs.values() for solver in judging.solvers_of(config)}
-    if set(table["job"]) != set(experiment.jobs) or set(table["solver"]) != solvers:
+    if set(table["job"]) != set(experiment.jobs) or set(table["solver"]) - {OWN} != solvers:
         raise ValueError(
             f"{paths.table(name)}: holds other jobs or solvers than the experiment file asks for; run "
             "`python -m pipeline.collect` with this file first"
         )
     table["label"] = _full_labels(table)
     labels = table.drop_duplicates("job").set_index("job")["label"]
-    curves, weights = _read_csv(paths.curves(name)), _read_csv(paths.weight_paths(name))
-    for rows in (curves, weights):
+    files = (paths.weight_paths, paths.verdicts, paths.decision_table, paths.trajectory_table)
+    more = [_read_csv(file(name)) for file in files]
+    for rows in (curves, *more):
         rows["label"] = rows["job"].map(labels)
-    return Results(experiment, table, curves, weights)
+    return Results(experiment, table, curves, *more)
+
+
+def _with_own(table: Frame, curves: Frame, asked: tuple[str, ...]) -> Frame:
+    """The table with `trained_with` and `solved_with`. The row of a job under the solver that its training came to is
+    called `own`; it stands there twice if that solver was asked for too."""
+    ends = curves.drop_duplicates("job", keep="last").set_index("job")["solver"].dropna()
+    ended = [ends.get(job, begun) for job, begun in zip(table["job"], table["train.solver"])]
+    adapted = table[RULE].notna()
+    came_to = adapted & (table["solver"] == ended)
+    table = table.assign(trained_with=table["train.solver"].mask(adapted, OWN), solved_with=table["solver"])
+    asked_too = table[came_to & table["solver"].isin(asked)]
+    table["solver"] = table["solver"].mask(came_to, OWN)
+    return pd.concat([table, asked_too], ignore_index=True) if len(asked_too) else table
 
 
 def standard_error(accuracy: float, num_samples: int) -> float:
     """Of a share that was counted in independent samples (binomial)."""
     return math.sqrt(accuracy * (1 - accuracy) / num_samples)
-
-
-def summary(results: Results) -> list[str]:
-    """The numbers in plain sentences, in the order in which one would ask for them."""
-    cells, jobs, n = results.cells, results.jobs, results.num_samples
-    seeds = cells["num_jobs"]
-    each = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    sentences = [
-        f"{counted(len(jobs), 'job')} ({counted(len(results.labels), 'model')}, "
-        f"{counted(len(results.training_solvers), 'training solver')}, "
-        f"{each} {'seed' if seeds.max() == 1 else 'seeds'} each) "
-        f"{'was' if len(jobs) == 1 else 'were'} judged on the {n} samples of the "
-        f"{results.experiment.evaluate_with.split} split with {counted(len(results.solvers), 'solver')}.",
-    ]
-    own = cells[cells["solver"] == cells["train.solver"]]
-    if len(own):
-        best = own.loc[own["mean"].idxmax()]
-        sentences.append(
-            f"The highest mean accuracy under its own training solver is {percent(best['mean'])} "
-            f"({best['label']}, trained with {best['train.solver']}; {counted(best['num_jobs'], 'seed')}); at that "
-            f"accuracy, the binomial standard error of one job is {points(standard_error(best['mean'], n))} points."
-        )
-    if results.finest:
-        sentences.append(f"The finest solver judged with is {results.finest}.")
-    for solver in results.training_solvers:
-        sentences += _losses(results, solver)
-        sentences += _speed(results, solver)
-    sentences += _conversions(results)
-    if (jobs["accuracy_lost"] < 0).any():
-        sentences.append("A negative loss is a gain.")
-    return sentences
-
-
-def _losses(results: Results, solver: str) -> list[str]:
-    """What the models trained with `solver` lose under the finest solver, by family."""
-    if isinstance(parse_solver(solver), Layers):
-        return [f"The nets of {solver} are discrete: between their layers is no ODE, and they are judged as they are."]
-    if solver == results.finest:
-        return [f"{solver} is a training solver itself: nothing finer was judged with."]
-    if solver not in results.solvers:
-        return [f"The training solver {solver} was not among those judged with: no loss of accuracy can be given."]
-    jobs = results.jobs[results.jobs["train.solver"] == solver]
-    lost, agree = [], []
-    for family, rows in jobs.groupby("model.family", sort=False):
-        change = rows["accuracy_lost"]
-        spread = f"; {points(change.min())} to {points(change.max())}" if len(rows) > 1 else ""
-        lost.append(f"{family} {points(change.mean())} (mean of {counted(len(rows), 'job')}{spread})")
-        gap = rows["logit_gap_mean_finest"].mean()
-        words = "not finite" if pd.isna(gap) else f"{gap:.2g}"
-        agree.append(f"{family} {percent(rows['agreement_finest'].mean())} and {words}")
-    return [
-        f"Trained with {solver} and then solved with {results.finest}, the loss of accuracy in points is, by family: "
-        f"{', '.join(lost)}; the share of samples that keep their class, and the mean logit gap: {', '.join(agree)}."
-    ]
-
-
-def _speed(results: Results, solver: str) -> list[str]:
-    """How soon the models reach the loss that all of them reach, if there are several."""
-    curves = results.curves[(results.curves["train.solver"] == solver) & results.curves["train_loss"].notna()]
-    lowest = curves.groupby(["label", "job"])["train_loss"].min()
-    if lowest.index.get_level_values("label").nunique() < 2 or not results.jobs["train_status"].eq("ok").all():
-        return []
-    reached = curves[curves["train_loss"] <= lowest.max()].groupby(["label", "job"], sort=False)["epoch"].min()
-    means = reached.groupby("label", sort=False).mean().sort_values()
-    words = ", ".join(f"{label} {epochs:.1f}" for label, epochs in means.items())
-    return [
-        f"Trained with {solver}, every job comes to a training loss of {lowest.max():.2g} at some time; the mean "
-        f"number of epochs until then is, by model: {words}."
-    ]
-
-
-def _conversions(results: Results) -> list[str]:
-    """What was lost at the moment when one phase of a training gave way to the next."""
-    curves, sentences = results.curves, []
-    rows = curves[curves["converted_accuracy"].notna()]
-    for (label, solver), group in rows.groupby(["label", "solver"], sort=False):
-        lost, repaired = [], []
-        for row in group.to_dict("records"):
-            epochs = curves[curves["job"] == row["job"]]
-            before = epochs[epochs["epoch"] < row["epoch"]].iloc[-1]["validation_accuracy"]
-            later = epochs[(epochs["epoch"] >= row["epoch"]) & (epochs["validation_accuracy"] >= before)]
-            lost.append(before - row["converted_accuracy"])
-            repaired.append(later["epoch"].min() - row["epoch"] + 1 if len(later) else math.nan)
-        never = sum(map(math.isnan, repaired))
-        known = [int(x) for x in repaired if not math.isnan(x)]
-        words = [f"after {_span(known)}"] if known else []
-        words += [f"not by the end in {counted(never, 'job')}"] if never else []
-        sentences.append(
-            f"{label}, carried over to {solver}: at once {points(sum(lost) / len(lost))} points of validation accuracy "
-            f"are lost (mean of {counted(len(lost), 'job')}; {points(min(lost))} to {points(max(lost))}), the largest "
-            f"relative error of a weight is {group['converted_error'].max():.2g}, and the accuracy of before is "
-            f"reached again {' and '.join(words)}."
-        )
-    return sentences
-
-
-def _span(epochs: list[int]) -> str:
-    low, high = min(epochs), max(epochs)
-    return counted(high, "epoch") if low == high else f"{low} to {high} epochs"
 
 
 def percent(share: float) -> str:
@@ -253,6 +199,11 @@ def _read_csv(path: str) -> Frame:
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
+def _word(value: Any) -> str:
+    """A whole number stands as a float beside empty cells."""
+    return "none" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _parameters(table: Frame) -> list[str]:
     """The columns that are fields of a job, the seed apart."""
     return [column for column in table if "." in column]
@@ -265,12 +216,18 @@ def _full_labels(table: Frame) -> Frame:
     jobs = table.drop_duplicates("job").set_index("job")
     columns = [column for column in _parameters(table) if column != "train.solver"]
     varies = jobs.groupby(GROUP)[columns].nunique(dropna=False).gt(1).groupby("label").any()
+    for column in (c for c in columns if c.startswith("train.adapt.")):
+        within = ["label"] if column == RULE else [*GROUP, RULE]  # a rule shows, and what goes with it does not
+        varies[column] = jobs.groupby(within)[column].nunique(dropna=column != RULE).gt(1).groupby("label").any()
+    varies = varies.fillna(False).astype(bool)
     labels = jobs["label"].copy()
     for column in varies.columns[varies.any()]:
-        values = jobs[column].map(lambda value: "none" if pd.isna(value) else str(value))
+        values = jobs[column].map(_word)
         usual = values.groupby([jobs["label"], values]).transform("size") * 2 > jobs.groupby("label")[
             "label"
         ].transform("size")
         key = "" if column == "data.name" else column.rpartition(".")[2] + "="
+        if column.startswith("train.adapt."):  # a label without a rule has none
+            usual = jobs[RULE].isna() | (usual & (column != RULE))
         labels += (" " + key + values).where(jobs["label"].map(varies[column]) & ~usual, "")
     return table["job"].map(labels)

@@ -1,6 +1,6 @@
-"""One job, from its config.json to its model.
+"""One job, from its config.json to its model; or several that differ in the seed alone, as one computation.
 
-    python -m pipeline.train results/jobs/JOB/config.json [--data data] [--device auto] [--threads 1]
+    python -m pipeline.train results/jobs/JOB/config.json [...] [--data data] [--device auto] [--threads 1]
 
 Killed at any moment, the same command goes on from the last checkpoint, and ends with the same bits. SIGTERM, SIGUSR1
 and SIGINT make it write a checkpoint at the next step and leave with exit code 85, 'not finished'.
@@ -9,85 +9,54 @@ and SIGINT make it write a checkpoint at the next step and leave with exit code 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
 import logging
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from gode_core.bases import Moment
-from gode_core.layers import DepthConv, DepthLinear
-from gode_core.networks import Network
-from pipeline import checkpoint, stage
+from pipeline import stage
+from pipeline.attempt import Attempt
 from pipeline.config import JobConfig, load_job
 from pipeline.device import set_threads
 from pipeline.paths import Paths
-from pipeline.provenance import code_fingerprint, commit
-from pipeline.records import AttemptRecord, WeightRecord, append_record, write_records
-from pipeline.training import RunSettings, Training
+from pipeline.provenance import code_fingerprint
+from pipeline.side_by_side import SideBySide
+from pipeline.stacks import alike, fits
+from pipeline.training import RunSettings
 
 log = logging.getLogger(__name__)
-NUM_DEPTHS = 65  # of a learned weight's path
-NUM_ENTRIES = 4  # of the kernel whose path is kept
 
 
-@torch.no_grad()
-def weight_paths(network: Network, job: str) -> list[WeightRecord]:
-    """theta(t) of a few entries, evenly spread over the largest kernel of the first block; and each k of a linear
-    multistep net, layer n of N at depth n / N."""
-    field, code = network.fields[0], code_fingerprint()
-    i, layer = max(
-        ((i, layer) for i, layer in enumerate(field.layers) if isinstance(layer, DepthConv | DepthLinear)),
-        key=lambda item: item[1].weight[0].numel(),
-    )
-    size = layer.weight[0].numel()
-    entries = sorted({j * (size - 1) // (NUM_ENTRIES - 1) for j in range(NUM_ENTRIES)})
-    depths = [j / (NUM_DEPTHS - 1) for j in range(NUM_DEPTHS)]
-    kernels = [field.weights(Moment(t))[0][i]["weight"].flatten() for t in depths]
-    name = f"layers.{i}.weight"
-    records = [
-        WeightRecord(job, code, name, entry, t, kernel[entry].item())
-        for t, kernel in zip(depths, kernels)
-        for entry in entries
-    ]
-    for block, k in enumerate(network.multistep_coefficients):
-        means = k.mean(1).tolist()  # over channels, where each has its own
-        means.append(means[-1])  # a layer reaches to the next depth, the last one to t = 1
-        records += [WeightRecord(job, code, f"k of block {block}", 0, n / len(k), m) for n, m in enumerate(means)]
-    return records
+def train(configs: dict[str, JobConfig], paths: Paths, run: RunSettings, should_stop: Callable[[], bool]) -> bool:
+    """Train the jobs, going on from their checkpoints if there are any, and write their models and records. Several
+    must be `alike`; they are trained side by side.
 
-
-def train(config: JobConfig, job: str, paths: Paths, run: RunSettings, should_stop: Callable[[], bool]) -> bool:
-    """Train the job, going on from its checkpoint if there is one, and write its model and records.
-
-    `should_stop` is asked after each step; True makes a checkpoint and ends the training. Returns True if the job is
+    `should_stop` is asked after each step; True makes a checkpoint and ends the training. Returns True if all are
     finished. Raises ValueError for a damaged checkpoint or data file, OSError if something cannot be written.
     """
-    training = Training(config, job, run)
-    state = checkpoint.load(paths.resume(job), config)
-    if state is not None:
-        training.restore(state)
-        log.info("going on from step %d (epoch %d)", training.step, training.epoch)
-        if any(record.code != code_fingerprint() for record in training.records):
-            if training.finished:  # asked for anew, with `--forcerun train`: other code, other numbers
-                training = Training(config, job, run)
-            log.warning(
-                "the code has changed since the checkpoint: %s", "begun again" if not training.step else "mixed"
-            )
-    version = commit()  # now: git may be slow, and what is trained is not to wait for it, or be lost by it
-    begun, started, from_step = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic(), training.step
+    attempts = [Attempt(config, job, paths, run) for job, config in configs.items()]
+    place = {attempt.job: (attempt.training.finished, attempt.training.step) for attempt in attempts}
+    in_order = sorted(attempts, key=lambda attempt: place[attempt.job])
+    groups = [list(group) for _, group in itertools.groupby(in_order, key=lambda attempt: place[attempt.job])]
+    finished = [_train_group(group, run, should_stop) for group in groups]  # one, unless a stop came between two saves
+    return all(finished)
+
+
+def _train_group(attempts: Sequence[Attempt], run: RunSettings, should_stop: Callable[[], bool]) -> bool:
+    """Attempts that stand at the same step."""
+    trainings = [attempt.training for attempt in attempts]
+    plain = len(trainings) == 1 and (run.compile or not fits(trainings[0].config))
+    runner = trainings[0] if plain else SideBySide(trainings)  # one alone too: to the bit, its company is nothing to it
     saved = time.monotonic()
 
     def save() -> None:
         nonlocal saved
-        checkpoint.save(paths.resume(job), config, training.state())
-        write_records(paths.training_so_far(job), training.records)
+        runner.settle()
+        for attempt in attempts:
+            attempt.save()
         saved = time.monotonic()
 
     def after_step() -> bool:
@@ -97,16 +66,13 @@ def train(config: JobConfig, job: str, paths: Paths, run: RunSettings, should_st
 
     outcome, reason = "failed", "killed"
     try:
-        while not training.finished and training.run_epoch(after_step):
-            if run.checkpoint_epochs and training.epoch % run.checkpoint_epochs == 0:
+        while not runner.finished and runner.run_epoch(after_step):
+            if run.checkpoint_epochs and not runner.finished and runner.epoch % run.checkpoint_epochs == 0:
                 save()
-        if training.finished:
-            save()  # stays until the job is judged: killed before Snakemake has noted the outputs, nothing is lost
-            network = training.final_network()
-            checkpoint.save_model(paths.model(job), config, network)
-            write_records(paths.weights(job), weight_paths(network, job))
-            write_records(paths.training(job), training.records)
-            outcome, reason = "finished", training.status
+        if runner.finished:
+            for attempt in attempts:
+                attempt.finish()
+            outcome, reason = "finished", ""
         else:
             save()
             outcome, reason = "interrupted", "asked to stop"
@@ -114,31 +80,24 @@ def train(config: JobConfig, job: str, paths: Paths, run: RunSettings, should_st
         reason = f"{type(error).__name__}: {error}"
         raise
     finally:
-        attempt = AttemptRecord(
-            job=job,
-            code=code_fingerprint(),
-            commit=version,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            device=str(training.device),
-            from_step=from_step,
-            to_step=training.step,
-            started=begun,
-            seconds=round(time.monotonic() - started, 3),
-            outcome=outcome,
-            reason=reason,
-        )
-        with contextlib.suppress(OSError):  # a full disk has been reported already, by the error on its way
-            append_record(paths.attempts(job), attempt)
-    return training.finished
+        for attempt in attempts:
+            attempt.note(outcome, reason or attempt.training.status, len(attempts))
+    return runner.finished
 
 
 def main(arguments: argparse.Namespace) -> int:
-    paths, job = Paths.of_config(arguments.config)
-    config = load_job(arguments.config, job)
+    code_fingerprint()  # taken now: what is edited while this runs made none of its numbers
+    found = [Paths.of_config(file) for file in arguments.configs]
+    paths = found[0][0]
+    configs = {job: load_job(file, job) for file, (_, job) in zip(arguments.configs, found)}
+    if len(configs) > 1 and not alike(list(configs.values())):
+        raise ValueError(f"{', '.join(configs)}: only jobs that differ in the seed alone are trained side by side")
     set_threads(arguments.threads)
-    if all(Path(path).exists() for path in (paths.model(job), paths.weights(job), paths.training(job))):
+    whole = [job for job in configs if all(Path(path).exists() for path in paths.trained(job))]
+    for job in whole:
         log.info("%s is finished; delete its model to train it again", job)
+        del configs[job]
+    if not configs:
         return 0
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -152,7 +111,7 @@ def main(arguments: argparse.Namespace) -> int:
     run = RunSettings(
         arguments.data, arguments.device, arguments.compile, arguments.checkpoint_seconds, arguments.checkpoint_epochs
     )
-    finished = train(config, job, paths, run, should_stop)
+    finished = train(configs, paths, run, should_stop)
     if not finished:
         log.info("%s: checkpoint written; the same command goes on", signal.Signals(asked[0]).name)
     return 0 if finished else stage.NOT_FINISHED
@@ -160,7 +119,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config.json of the job; its files are written beside it")
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="config.json of a job; its files come beside it")
     parser.add_argument("--data", default="data", help="root of the data sets (default: data)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
     parser.add_argument("--threads", type=int, default=1, help="threads of this job (default: 1)")

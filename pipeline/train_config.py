@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from gode_core.solvers import Adaptive, Fixed, Implicit, Solver, parse_solver
+from pipeline.adapt_config import AdaptConfig
 from pipeline.model_config import BasisConfig
 from pipeline.reading import added, need
 
@@ -70,6 +71,7 @@ class TrainConfig:
     kinetic: float = added(0.0)  # weight in the loss of the mean kinetic energy of a solve
     jacobian: float = added(0.0)  # weight in the loss of the field's Jacobian norm along a solve
     random_end: float = added(0.0)  # STEER: the end time is uniform in 1 -+ this, in training
+    adapt: AdaptConfig | None = added(None)  # the solver changes while training
 
     def __post_init__(self):
         object.__setattr__(self, "solver", str(self.parsed_solver))  # rk4@08 and rk4@8 are one solver, and one id
@@ -103,6 +105,9 @@ class TrainConfig:
         for name in ("kinetic", "jacobian"):
             need(getattr(self, name) >= 0, "{} must be at least 0, got {}", name, getattr(self, name))
         need(0 <= self.random_end < 1, "random_end must lie in [0, 1), got {}", self.random_end)
+        if self.adapt is not None:
+            need(not self.phases, "adapt goes without phases: both change the solver")
+            self.adapt.check(self.parsed_solver)
 
     @property
     def parsed_solver(self) -> Solver:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from gode_core.conversion import carry, carry_optimiser
 from gode_core.integrate import SolveFailed
 from gode_core.networks import Network
 from gode_core.solvers import Fixed, Layers
+from pipeline.adapt import Answer
+from pipeline.adapting import Adapting
 from pipeline.build import build_network, build_optimiser, is_random, learning_rate
 from pipeline.config import JobConfig
 from pipeline.data import Split, evaluation_batches, load_split, num_batches, stream, training_batches
@@ -46,6 +48,7 @@ class Sums:
     images: int = 0
     evals: int = 0
     batches: int = 0
+    check_evals: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class Training:
         if config.data.num_validation:
             self.validation = load_split(config.data, "validation", run.data_root).near(self.device)
         self._begin(config.phase(0))
+        self.adapting: Adapting | None = None
+        if config.train.adapt is not None:
+            self.adapting = Adapting(config, job, self.validation, self.device)
         self.steps_per_epoch = num_batches(len(self.split), config.train.batch_size, config.train.drop_last)
         if not self.steps_per_epoch:
             size, images = config.train.batch_size, len(self.split)
@@ -86,7 +92,8 @@ class Training:
         self.network = build_network(self.config, phase).to(self.device)
         self.optimiser = build_optimiser(self.network, self.config)
         self.compiled: Callable | None = None
-        if self.run.compile and isinstance(self.solver, Fixed | Layers) and not is_random(self.config):
+        fixed = isinstance(self.solver, Fixed | Layers) and self.config.train.adapt is None
+        if self.run.compile and fixed and not is_random(self.config):
             self.network.prepare(self.solver, phase.gradient)
             self.compiled = torch.compile(self.network, fullgraph=True)
 
@@ -111,9 +118,10 @@ class Training:
             "phase": self.phase.until,
             "status": self.status,
             "lr": self.lr,
-            "sums": [*sums.device.tolist(), sums.images, sums.evals, sums.batches],
+            "sums": [*sums.device.tolist(), sums.images, sums.evals, sums.batches, sums.check_evals],
             "records": [vars(record) for record in self.records],
             "converted": self.converted,
+            "adapting": None if self.adapting is None else self.adapting.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -124,17 +132,37 @@ class Training:
         self.epoch, self.batch = state["place"]
         self.status = state["status"]
         self.lr = state["lr"]
-        *found, images, evals, batches = state["sums"]
-        self.sums = Sums(torch.tensor(found, dtype=torch.float64, device=self.device), images, evals, batches)
+        found, counts = state["sums"][:4], state["sums"][4:]
+        self.sums = Sums(torch.tensor(found, dtype=torch.float64, device=self.device), *counts)
         self.records = [TrainingRecord(**row) for row in state["records"]]
         self.converted = state["converted"]
+        if self.adapting is not None:
+            self.adapting.restore(state["adapting"])
+            self.solver = self.adapting.solver
+
+    def settle(self) -> None:
+        """All that the training knows is where `state` finds it, already."""
 
     def run_epoch(self, after_step: Callable[[], bool]) -> bool:
         """Train to the end of the epoch. False if `after_step()` asked to stop before it."""
-        train = self.config.train
         if self.config.phase(self.epoch) != self.phase:
             self._convert()
-        batches = training_batches(
+        self.network.train()
+        for images, labels in self.batches():
+            if self.status == "ok":  # else the conversion has failed
+                self.status = self._train_on(images, labels)
+            if self.status != "ok":
+                break
+            self.batch += 1
+            if after_step():
+                return False  # after the last batch too: a resume then finds none left and ends the epoch
+        self.end_epoch()
+        return True
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is left of the epoch."""
+        train = self.config.train
+        return training_batches(
             self.split,
             self.config.data,
             seed=self.config.seed,
@@ -144,25 +172,21 @@ class Training:
             device=self.device,
             first=self.batch,
         )
-        self.network.train()
-        for images, labels in batches:
-            if self.status == "ok":  # else the conversion has failed
-                self.status = self._train_on(images, labels)
-            if self.status != "ok":
-                break
-            self.batch += 1
-            if after_step():
-                return False  # after the last batch too: a resume then finds none left and ends the epoch
-        self._end_epoch()
-        return True
+
+    def set_rate(self, optimiser: torch.optim.Optimizer) -> None:
+        """The learning rate of the step that comes."""
+        self.lr = learning_rate(self.config.train, self.step, self.steps_per_epoch)
+        for group in optimiser.param_groups:
+            group["lr"] = self.lr
 
     def _train_on(self, images: Tensor, labels: Tensor) -> Status:
         """One optimiser step, unless something is not finite: then weights stay as they were."""
         train, sums = self.config.train, self.sums
-        self.lr = learning_rate(train, self.step, self.steps_per_epoch)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr
+        self.set_rate(self.optimiser)
         self.optimiser.zero_grad()
+        if self.adapting is not None and self.step == 0:
+            sums.check_evals += self.adapting.begin(self.network, images)
+            self.solver = self.adapting.solver
         try:
             solved = self._solve(images, self._generator())
             loss = F.cross_entropy(solved.logits.float(), labels, label_smoothing=train.label_smoothing)
@@ -174,6 +198,10 @@ class Training:
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(norm + total)):  # the one host read of a step
             return "nonfinite"
+        if self.adapting is not None:
+            trained = Answer(solved.logits.detach().float(), labels, solved.num_evals)
+            sums.check_evals += self.adapting.after_step(self.network, (images, labels), trained, self.step)
+            self.solver = self.adapting.solver
         if train.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), train.clip_norm, norm)
         self.optimiser.step()
@@ -239,7 +267,7 @@ class Training:
         carry(self.network, network)
         return network
 
-    def _end_epoch(self) -> None:
+    def end_epoch(self) -> None:
         if self.status == "ok":
             self.epoch, self.batch = self.epoch + 1, 0
         train = self.config.train
@@ -271,6 +299,7 @@ class Training:
             **self.converted,
             kinetic=means[2] if train.kinetic else None,
             jacobian=means[3] if train.jacobian else None,
+            check_evals=sums.check_evals / max(sums.batches, 1) if train.adapt else None,
         )
 
     @torch.no_grad()

@@ -16,21 +16,27 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from gode_core.solvers import Adaptive, Fixed, parse_solver
 from pipeline.config import JobConfig, canonical, digest
 from pipeline.experiment import Experiment
 from pipeline.paths import Paths
-from pipeline.records import AttemptRecord, EvaluationRecord, TrainingRecord, read_records
+from pipeline.records import AttemptRecord, EvaluationRecord, TrainingRecord, ValidityRecord, read_records
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of what is shown; another number makes every run anew
+FORMAT = 3  # of what is shown; another number makes every run anew
 CURVES = (
     *("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "lr", "num_evals"),
     *("num_coefficients", "converted_loss", "converted_accuracy", "converted_error", "kinetic", "jacobian"),
+    "check_evals",
 )
 MEASURES = (
     *("accuracy", "loss", "agreement", "logit_gap_max", "logit_gap_mean"),
     *("num_evals", "num_failed", "seconds"),
+)
+VALIDITY = (
+    *("gap", "gap_low", "gap_high", "worst_gap", "worst_low", "worst_high", "limit_accuracy", "ode_within"),
+    *("agreement", "order", "share_folded", "share_crossing", "separation", "limit_separation"),
 )
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
@@ -79,7 +85,8 @@ def find_views(experiment: Experiment, source: Path, paths: Paths, following: bo
     jobs = [view for job in experiment.jobs if (view := _find_job(job, experiment, paths, following))]
     name, status = experiment.name, _worst({view.status for view in jobs}, len(jobs) == len(experiment.jobs), following)
     files = {source.name: source}
-    for path in map(Path, (paths.table(name), paths.curves(name), paths.weight_paths(name), paths.report(name))):
+    tables = [paths.table(name), paths.curves(name), paths.weight_paths(name), paths.verdicts(name)]
+    for path in map(Path, (*tables, paths.decision_table(name), paths.report(name))):
         if path.is_file():
             files[path.name] = path
     for path in sorted(Path(paths.figures(name)).glob("*.png")):
@@ -111,9 +118,13 @@ def _find_job(job: str, experiment: Experiment, paths: Paths, following: bool) -
     training = Path(paths.training(job) if trained else paths.training_so_far(job))
     if not _is_started(job, paths):
         return None
-    evaluation, model = Path(paths.evaluation(job, experiment.evaluate_with.id)), Path(paths.model(job))
+    judging = experiment.evaluate_with.id
+    evaluation = Path(paths.evaluation(job, judging))
     files = {"config.json": Path(paths.config(job)), "attempts.jsonl": Path(paths.attempts(job))}
-    files |= {"training.jsonl": training} | ({evaluation.name: evaluation, model.name: model} if trained else {})
+    files["training.jsonl"] = training
+    if trained:
+        results = (paths.model(job), paths.decisions(job), paths.evaluation(job, judging), paths.validity(job, judging))
+        files |= {path.name: path for path in map(Path, results)}
     files = {name: path for name, path in files.items() if path.is_file()}
     fixed = {"gode.format": str(FORMAT)}
     if "training.jsonl" in files and (first := training.read_bytes().partition(b"\n")[0]):
@@ -152,6 +163,7 @@ def read_job_content(view: View, config: JobConfig) -> Content:
     training = read_records(TrainingRecord, view.files["training.jsonl"]) if "training.jsonl" in view.files else []
     judged = [path for name, path in view.files.items() if name.startswith("evaluation-")]
     evaluation = read_records(EvaluationRecord, judged[0]) if judged else []
+    validity: list[ValidityRecord] = []
     tags = {"label": config.label, "family": config.model.family, "solver": config.train.solver}
     tags["seed"] = str(config.seed)
     if training:
@@ -161,9 +173,16 @@ def read_job_content(view: View, config: JobConfig) -> Content:
     if view.status == "FINISHED" and training:
         tags["training_status"] = training[-1].status
         tags["diverged"] = str(training[-1].status == "nonfinite").lower()
+    for path in (path for name, path in view.files.items() if name.startswith("validity-")):
+        validity += read_records(ValidityRecord, path)
+    if validity:
+        tags |= {"verdict": validity[0].verdict, "verdict_reason": validity[0].reason}
     curves = [_points(row, CURVES, "", row.step) for row in training]
+    if config.train.adapt is not None:
+        curves = [[*points, *_chosen(row)] for points, row in zip(curves, training)]
     # step 0: MLflow draws a bar for each run, where another step would make it draw a curve of one point
     measures = [point for row in evaluation for point in _points(row, MEASURES, "/" + plain_solver(row.solver), 0)]
+    measures += [point for row in validity for point in _points(row, VALIDITY, "/validity", 0)]
     params = {name: value for name, value in _leaves(canonical(config), "") if value != ""}
     return Content(params, tags, curves, measures)
 
@@ -172,6 +191,15 @@ def plain_solver(solver: str) -> str:
     """A solver in the letters that MLflow allows in a metric's name: `rk4@8` as `rk4-8`,
     `dopri5@rtol=1e-5,atol=1e-7` as `dopri5-rtol 1e-5 atol 1e-7`. The first `-` is the `@`: no method has one."""
     return solver.replace("@", "-").replace("=", " ").replace(",", " ")
+
+
+def _chosen(row: TrainingRecord) -> list[Point]:
+    """The steps or the tolerance that a rule has come to."""
+    solver = parse_solver(row.solver or "")
+    if isinstance(solver, Adaptive):
+        return [Point("tolerance", solver.rtol, row.step)]
+    assert isinstance(solver, Fixed)
+    return [Point("num_steps", float(solver.num_steps), row.step)]
 
 
 def _points(row: Any, names: tuple[str, ...], suffix: str, step: int) -> list[Point]:

@@ -26,12 +26,16 @@ DOORS = {  # each foreign library, and the modules that may know it
 }
 DRAWERS = ("utils", "helpers", "common", "misc", "base")
 WITHOUT_TORCH = (
-    *(f"gode_core.{name}" for name in ("solvers", "methods", "bases", "smooth_bases")),
-    *(f"pipeline.{name}" for name in ("data_config", "model_config", "train_config")),
+    *(f"gode_core.{name}" for name in ("solvers", "methods", "bases", "smooth_bases", "validity")),
+    *(f"pipeline.{name}" for name in ("data_config", "model_config", "train_config", "adapt_config", "stacks")),
     *(f"pipeline.{name}" for name in ("config", "reading", "experiment", "paths", "records", "stage", "plan", "run")),
     *(f"pipeline.{name}" for name in ("collect", "report", "publish")),
 )
-LEAVES = ("gode_core.methods", *(f"pipeline.{name}" for name in ("paths", "records", "reading", "stage")))
+LEAVES = (
+    "gode_core.methods",
+    "gode_core.validity",
+    *(f"pipeline.{name}" for name in ("paths", "records", "reading", "stage")),
+)
 STAGES = tuple(f"pipeline.{name}" for name in ("train", "evaluate", "collect", "report", "publish", "plan", "data"))
 DATA_READERS = ("pipeline.train", "pipeline.evaluate")  # `data` is a stage (fetch) and the door to the images
 PICKLERS = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")

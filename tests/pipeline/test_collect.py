@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_records import record
 
 from gode_core.solvers import Fixed, parse_solver
-from pipeline.collect import collect
+from pipeline.adapt_config import AdaptConfig
+from pipeline.collect import KINDS, collect
 from pipeline.config import JobConfig, canonical
 from pipeline.data_config import DataConfig
 from pipeline.experiment import Experiment, load_experiment
@@ -50,6 +52,8 @@ def make_results(experiment: Experiment, paths: Paths, epochs: int = EPOCHS, dep
         found = [_judged(job, config, solver, best, random) for solver in judging.solvers_of(config)]
         write_records(paths.evaluation(job, judging.id), found)
         write_records(paths.weights(job), _weights(job, config, random, depths))
+        for empty in (paths.decisions(job), paths.validity(job, judging.id), paths.trajectories(job, judging.id)):
+            write_records(empty, [])
 
 
 def _epoch(job: str, epoch: int, epochs: int, best: float, random, config: JobConfig) -> TrainingRecord:
@@ -111,6 +115,19 @@ def small(tmp_path: Path) -> tuple[Experiment, Paths]:
     return experiment, paths
 
 
+def files(experiment: Experiment, paths: Paths, job: str) -> dict[str, str]:
+    """Of a job, by the kind of the rows."""
+    return dict(zip(KINDS, (*paths.trained(job)[1:], *paths.judged(job, experiment.evaluate_with.id)), strict=True))
+
+
+def fill(experiment: Experiment, paths: Paths) -> None:
+    """Rows of the kinds that not every job has: for each job another number of them."""
+    for place, job in enumerate(experiment.jobs, 1):
+        for kind in ("decisions", "validity", "trajectories"):
+            rows = [record(KINDS[kind], number, job=job, code="c0de") for number in range(place)]
+            write_records(files(experiment, paths, job)[kind], rows)
+
+
 def tables(experiment: Experiment, paths: Paths, mix_code: bool = False) -> tuple[pd.DataFrame, ...]:
     return tuple(collect(experiment, paths, mix_code).values())
 
@@ -118,14 +135,41 @@ def tables(experiment: Experiment, paths: Paths, mix_code: bool = False) -> tupl
 def test_every_record_becomes_one_row(tmp_path):
     experiment, paths = load_experiment(DEFAULT_EXPERIMENT), Paths(str(tmp_path))
     make_results(experiment, paths)
-    table, training, weights = tables(experiment, paths)
+    fill(experiment, paths)
+    found = collect(experiment, paths)
+    names = ("table", "training", "decisions", "weights", "validity", "trajectories")
+    assert [Path(path).name for path in found] == [f"{name}.csv" for name in names]
+    table, training, decisions, weights, validity, trajectories = found.values()
     jobs = len(experiment.jobs)
     assert len(table) == jobs * len(experiment.evaluate_with.solvers)
     assert len(training) == jobs * EPOCHS
     assert len(weights) == jobs * 4 * DEPTHS
     assert not table.duplicated(["job", "solver"]).any()
-    for frame in (table, training, weights):
+    for frame in (decisions, validity, trajectories):
+        assert frame.groupby("job", sort=False).size().to_dict() == {j: i for i, j in enumerate(experiment.jobs, 1)}
+    for frame in found.values():
         assert {"job", "label", "train.solver", "seed"} < set(frame)
+        assert frame.columns.is_unique
+        assert [frame[frame["job"] == job]["label"].unique() for job in experiment.jobs] == [
+            config.label for config in experiment.jobs.values()
+        ]
+
+
+@pytest.mark.parametrize("kind", ["decisions", "validity", "trajectories"])
+def test_a_table_keeps_each_number_of_its_records(small, kind):
+    """And beside them the label of the model: no record may have a column of that name."""
+    experiment, paths = small
+    fill(experiment, paths)
+    (table,) = [table for path, table in collect(experiment, paths).items() if Path(path).stem == kind]
+    found = table.to_dict("records")
+    records = [row for job in experiment.jobs for row in read_records(KINDS[kind], files(experiment, paths, job)[kind])]
+    assert [{name: row[name] for name in vars(records[0])} for row in found] == [vars(row) for row in records]
+    assert [row["label"] for row in found] == [experiment.jobs[row.job].label for row in records]
+
+
+def test_a_table_without_rows_has_its_columns(small):
+    for table in tables(*small):
+        assert {"job", "label", "train.solver", "seed", "code"} < set(table)
 
 
 def test_a_row_holds_the_jobs_parameters_the_record_and_the_end_of_the_training(small):
@@ -134,9 +178,9 @@ def test_a_row_holds_the_jobs_parameters_the_record_and_the_end_of_the_training(
     for job, config in experiment.jobs.items():
         judged = read_records(EvaluationRecord, paths.evaluation(job, experiment.evaluate_with.id))
         last = read_records(TrainingRecord, paths.training(job))[-1]
-        for record in judged:
-            row = table[(table["job"] == job) & (table["solver"] == record.solver)].iloc[0]
-            assert {name: row[name] for name in vars(record)} == vars(record)
+        for judgement in judged:
+            row = table[(table["job"] == job) & (table["solver"] == judgement.solver)].iloc[0]
+            assert {name: row[name] for name in vars(judgement)} == vars(judgement)
             assert (row["train.lr"], row["seed"], row["label"]) == (config.train.lr, config.seed, config.label)
             assert row["num_coefficients"] == config.basis.num_coefficients
             assert row["train_validation_accuracy"] == last.validation_accuracy
@@ -151,23 +195,26 @@ def test_each_parameter_has_a_column_also_those_of_a_basis_that_no_job_has(tmp_p
     make_results(experiment, paths)
     columns = set(tables(experiment, paths)[0])
     parts = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "model.rule": RuleConfig}
-    parts |= {"model.basis": BasisConfig, "model.evolution": EvolutionConfig, "model.evolution.basis": BasisConfig}
+    parts |= {
+        "train.adapt": AdaptConfig,
+        "model.basis": BasisConfig,
+        "model.evolution": EvolutionConfig,
+        "model.evolution.basis": BasisConfig,
+    }
     for part, cls in parts.items():
         assert {f"{part}.{f.name}" for f in dataclasses.fields(cls)} - set(parts) <= columns
     assert not set(parts) & columns
 
 
-@pytest.mark.parametrize("kind", ["training", "evaluation", "weights"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_different_code_are_refused_unless_told_to_mix(small, kind):
     experiment, paths = small
+    fill(experiment, paths)
     job = list(experiment.jobs)[2]
-    path, cls = {
-        "training": (paths.training(job), TrainingRecord),
-        "evaluation": (paths.evaluation(job, experiment.evaluate_with.id), EvaluationRecord),
-        "weights": (paths.weights(job), WeightRecord),
-    }[kind]
-    change(path, cls, code="0ther")
-    with pytest.raises(ValueError, match=rf"{kind} rows .*c0de.*0ther made those of {job}.*--forcerun.*mix_code=true"):
+    change(files(experiment, paths, job)[kind], KINDS[kind], code="0ther")
+    rule = "evaluate" if kind in ("evaluation", "validity", "trajectories") else "train"
+    words = rf"{kind} rows .*c0de.*0ther made those of {job}.*--forcerun {rule}`.*mix_code=true"
+    with pytest.raises(ValueError, match=words):
         collect(experiment, paths)
     assert len(tables(experiment, paths, mix_code=True)[0]) == 12
 
@@ -181,11 +228,13 @@ def test_training_and_judging_may_come_from_two_codes(small):
     assert set(tables(experiment, paths)[1]["code"]) == {"older"}
 
 
-def test_rows_of_another_job_are_refused(small):
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_another_job_are_refused(small, kind):
     experiment, paths = small
+    fill(experiment, paths)
     first, second = list(experiment.jobs)[:2]
-    change(paths.training(first), TrainingRecord, job=second)
-    with pytest.raises(ValueError, match=f"{first}/training.jsonl: holds rows of the job {second}"):
+    change(files(experiment, paths, first)[kind], KINDS[kind], job=second)
+    with pytest.raises(ValueError, match=f"{first}/{kind}[^/]*.jsonl: holds rows of the job {second}"):
         collect(experiment, paths)
 
 
@@ -199,6 +248,33 @@ def test_other_solvers_than_asked_are_refused(small, solver, words):
         collect(experiment, paths)
 
 
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        ("euler@37", None),
+        ("euler@8", None),
+        ("euler@38", "lacks euler@38; has, but was not asked for, euler@37"),
+        (None, "has, but was not asked for, euler@37"),
+    ],
+)
+def test_an_adapted_job_is_judged_by_the_solver_that_its_training_came_to_too(tmp_path, ended, words):
+    """Once, if that was asked for."""
+    adapted = SMALL.replace("batch_size: 64}", "batch_size: 64, adapt: {rule: agreement}}")
+    experiment, paths = load(adapted, tmp_path), Paths(str(tmp_path / "results"))
+    make_results(experiment, paths)
+    solvers = [*experiment.evaluate_with.solvers, *(["euler@37"] if ended != "euler@8" else [])]
+    for job in experiment.jobs:
+        change(paths.training(job), TrainingRecord, solver=ended)
+        path = paths.evaluation(job, experiment.evaluate_with.id)
+        first = read_records(EvaluationRecord, path)[0]
+        write_records(path, [dataclasses.replace(first, solver=solver) for solver in solvers])
+    if words is None:
+        assert list(tables(experiment, paths)[0]["solver"]) == solvers * 4
+    else:
+        with pytest.raises(ValueError, match=words):
+            collect(experiment, paths)
+
+
 def test_a_config_that_was_changed_by_hand_is_refused(small):
     experiment, paths = small
     path = Path(paths.config(next(iter(experiment.jobs))))
@@ -207,10 +283,11 @@ def test_a_config_that_was_changed_by_hand_is_refused(small):
         collect(experiment, paths)
 
 
-def test_a_job_that_is_not_finished_is_named(small):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_that_is_not_finished_is_named(small, kind):
     experiment, paths = small
     job = list(experiment.jobs)[3]
-    Path(paths.training(job)).unlink()
+    Path(files(experiment, paths, job)[kind]).unlink()
     with pytest.raises(ValueError, match=f"1 of 4 jobs are not trained and judged yet: {job}"):
         collect(experiment, paths)
 

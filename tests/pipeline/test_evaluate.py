@@ -11,9 +11,10 @@ from small import on_cpu, small_job, write_job
 from gode_core.solvers import parse_solver
 from pipeline.build import build_network
 from pipeline.data import evaluation_batches, load_split
-from pipeline.evaluate import evaluate, judge
+from pipeline.evaluate import MOST_KEPT, evaluate, forget, judge
 from pipeline.experiment import Judging
-from pipeline.records import EvaluationRecord, read_records
+from pipeline.paths import Paths
+from pipeline.records import AttemptRecord, EvaluationRecord, read_records
 from pipeline.train import train
 
 SOLVERS = ("euler@2", "euler@7", "rk4@2", "dopri5@1e-3")
@@ -23,7 +24,7 @@ SOLVERS = ("euler@2", "euler@7", "rk4@2", "dopri5@1e-3")
 def trained(tmp_path_factory):
     config = small_job(epochs=4)
     paths, job = write_job(tmp_path_factory.mktemp("results"), config)
-    train(config, job, paths, on_cpu(), lambda: False)
+    train({job: config}, paths, on_cpu(), lambda: False)
     return config, job, paths
 
 
@@ -41,7 +42,28 @@ def test_a_row_per_solver_over_the_whole_split(trained):
     assert [row.num_evals for row in found[:3]] == [2, 7, 8]
     assert found[3].num_evals > 8
     assert found[3].num_accepted >= 1
-    assert not Path(trained[2].resume(trained[1])).exists()
+
+
+def test_what_a_resume_needs_is_kept_only_if_it_is_small(tmp_path):
+    """Up to a mebibyte: beside a new seed, such a job is asked for again and must not be trained again."""
+    paths = Paths(str(tmp_path))
+    for job, size in (("small", MOST_KEPT), ("large", MOST_KEPT + 1)):
+        Path(paths.state(job)).mkdir(parents=True)
+        Path(paths.resume(job)).write_bytes(b"0" * size)
+        Path(paths.training_so_far(job)).write_text("")
+        forget(job, paths)
+        assert [p.name for p in Path(paths.state(job)).iterdir()] == ["resume.pt"] * (job == "small")
+    forget("never begun", paths)
+
+
+def test_judged_again_it_is_not_trained_again(trained):
+    config, job, paths = trained
+    first = rows(trained)
+    before = Path(paths.model(job)).read_bytes()
+    train({job: config}, paths, on_cpu(), lambda: False)
+    assert read_records(AttemptRecord, paths.attempts(job))[-1].from_step == 16
+    assert Path(paths.model(job)).read_bytes() == before
+    assert [row.accuracy for row in rows(trained)] == [row.accuracy for row in first]
 
 
 def test_the_training_solver_agrees_with_itself(trained):
@@ -95,7 +117,8 @@ def test_a_solve_that_blows_up_is_a_row():
     split = load_split(config.data, "validation", "data")
     batches = evaluation_batches(split, config.data, batch_size=20, device="cpu")
     solvers = [parse_solver(text) for text in ("euler@200", "dopri5@1e-3")]
-    for tally in evaluate(network, parse_solver("euler@2"), solvers, batches, 200):
+    tallies = evaluate(network, parse_solver("euler@2"), solvers[1], solvers, batches, 200)
+    for tally in map(tallies.get, solvers):
         assert tally.status != "ok"
         assert tally.samples == 50
         assert tally.failed > 0
@@ -107,7 +130,7 @@ def test_nothing_agrees_with_a_training_solver_that_failed():
     split = load_split(config.data, "validation", "data")
     batches = evaluation_batches(split, config.data, batch_size=50, device="cpu")
     trained_with, fine = parse_solver("dopri5@1e-5"), parse_solver("euler@4")
-    (tally,) = evaluate(build_network(config), trained_with, [fine], batches, max_steps=1)
+    tally = evaluate(build_network(config), trained_with, fine, [fine], batches, max_steps=1)[fine]
     assert (tally.status, tally.failed, tally.agreed) == ("ok", 0, 0)
 
 
@@ -124,6 +147,6 @@ def test_rows_are_json_without_nan(trained):
 def test_no_images_to_judge_on_is_an_error(tmp_path):
     config = small_job(data={"num_validation": 0}, epochs=1)
     paths, job = write_job(tmp_path, config)
-    train(config, job, paths, on_cpu(), lambda: False)
+    train({job: config}, paths, on_cpu(), lambda: False)
     with pytest.raises(ValueError, match="no validation images"):
         judge(config, job, Judging(solvers=SOLVERS, split="validation"), paths, "data", torch.device("cpu"))

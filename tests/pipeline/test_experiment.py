@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.config import job_id
-from pipeline.experiment import Judging, expand, load_experiment
+from pipeline.experiment import Judging, Published, expand, load_experiment
 
 SHIPPED = sorted((Path(__file__).parents[2] / "pipeline" / "experiments").glob("*.yaml"))
 
@@ -30,6 +30,19 @@ sweep:
 evaluate_with:
   solvers: [euler@4, dopri5@1e-5]
 """
+
+
+PRINTED = """\
+published:
+  - {claim: a, measure: critical_evals, low: 2, high: 4, source: 'Table 1'}
+  - {claim: b, measure: accuracy, low: 0.9, high: 0.95, source: 'Figure 2', of: [seed=0]}
+"""
+
+
+def printed(old: str = "", new: str = "") -> str:
+    """The section above with one place changed."""
+    assert old in PRINTED
+    return PRINTED.replace(old, new, 1)
 
 
 @pytest.fixture
@@ -86,25 +99,33 @@ def test_a_name_may_be_given(write, name):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "same"),
     [
-        ("[euler@4, dopri5@1e-5]", "[rk4@8]"),
-        ("evaluate_with:", "evaluate_with:\n  split: validation"),
-        ("evaluate_with:", "evaluate_with:\n  batch_size: 10"),
-        ("evaluate_with:", "evaluate_with:\n  max_steps: 10"),
-        ("Does depth matter?", "Does it?"),
+        ("[euler@4, dopri5@1e-5]", "[rk4@8]", False),
+        ("Does depth matter?", "Does it?", True),
+        ("evaluate_with:", f"{PRINTED}evaluate_with:", True),
+        *[
+            ("evaluate_with:", f"evaluate_with:\n  {line}", False)
+            for line in (
+                *("split: validation", "batch_size: 10", "max_steps: 10", "limit: euler@4", "margin: 0.02"),
+                *("confidence: 0.9", "num_paths: 8", "num_paths: 8\n  num_drawn: 4"),
+            )
+        ],
     ],
 )
-def test_how_jobs_are_judged_is_no_part_of_their_ids(write, old, new):
+def test_how_jobs_are_judged_is_no_part_of_their_ids(write, old, new, same):
     """And each way to judge has an id of its own."""
     one, other = load_experiment(write()), load_experiment(write(old, new))
     assert list(one.jobs) == list(other.jobs)
-    assert (one.evaluate_with.id == other.evaluate_with.id) == (old == "Does depth matter?")
+    assert (one.evaluate_with.id == other.evaluate_with.id) == same
 
 
-def test_judging_has_one_id_however_its_solvers_are_written():
-    assert Judging(("euler@04", "dopri5@0.00001")).id == Judging(("euler@4", "dopri5@1e-5")).id
-    assert Judging(("euler@04",)).solvers == ("euler@4",)
+def test_what_is_in_print_is_read_and_without_it_there_is_none(write):
+    assert load_experiment(write()).published == ()
+    assert load_experiment(write("evaluate_with:", "published:\nevaluate_with:")).published == ()
+    first, second = load_experiment(write("evaluate_with:", f"{PRINTED}evaluate_with:")).published
+    assert first == Published("a", "critical_evals", 2.0, 4.0, "Table 1")
+    assert (second.measure, second.low, second.high, second.of) == ("accuracy", 0.9, 0.95, ("seed=0",))
 
 
 def test_a_swept_mapping_is_merged_into_its_section():
@@ -165,6 +186,44 @@ def test_a_swept_mapping_is_merged_into_its_section():
         ("  lr: 1e-3", "  lr: 1e-3\n    lr: 1e-2", "line 9: `lr` stands twice"),
         ("sweep:", "job: {}\nsweep:", "line 11: `job` stands twice"),
         ("{name: digits, num_", "{name: digits, name: mnist, num_", "line 3: `name` stands twice"),
+        (
+            "evaluate_with:",
+            "evaluate_with:\n  limit: rk4@8",
+            "evaluate_with: limit: rk4@8 must stand among the solvers",
+        ),
+        ("evaluate_with:", "evaluate_with:\n  limit: rk8", "evaluate_with: solver `rk8`"),
+        *[
+            ("evaluate_with:", f"evaluate_with:\n  {name}: {value}", f"{name} must lie in (0, 1), got {value}")
+            for name in ("margin", "confidence")
+            for value in ("0.0", "1.0", "-0.1")
+        ],
+        ("evaluate_with:", "evaluate_with:\n  num_paths: -1", "num_drawn must lie in [0, num_paths], got 0"),
+        ("evaluate_with:", "evaluate_with:\n  num_drawn: -1", "num_drawn must lie in [0, num_paths], got -1"),
+        ("evaluate_with:", "evaluate_with:\n  num_drawn: 1", "num_drawn must lie in [0, num_paths], got 1"),
+        *[
+            ("evaluate_with:", f"published: {wrong}\nevaluate_with:", f"published: must be a list, got {wrong}")
+            for wrong in ("{'claim': 'x'}", "'x'", "3")
+        ],
+        ("evaluate_with:", "published: [x]\nevaluate_with:", "published[0]: must be a mapping, got 'x'"),
+        *[
+            ("evaluate_with:", f"{printed(old, new)}evaluate_with:", f"published[1]: {message}")
+            for old, new, message in (
+                ("claim: b, ", "", "`claim` is missing"),
+                ("claim: b", "claim: b, colour: red", "unknown key `colour`. Known keys: claim,"),
+                ("measure: accuracy", "measure: acuracy", "measure: `acuracy` is not known. Did you mean `accuracy`?"),
+                ("low: 0.9", "low: 0.99", "low must not be above high, got 0.99 and 0.95"),
+                ("low: 0.9", "low: some", "low: must be a number, got 'some'"),
+                ("low: 0.9", "low: 0.9, margin: 0.1", "a margin belongs to the measures critical_..., not to accuracy"),
+                (
+                    "measure: accuracy, low: 0.9",
+                    "measure: critical_accuracy, margin: 10, low: 0.9",
+                    "margin must lie in (0, 1), got 10",
+                ),
+                ("seed=0", "seed", "of: write `column=value`, got ['seed']"),
+                ("seed=0", "'se ed=0'", "of: write `column=value`, got ['se ed=0']"),
+                ("seed=0", "seed=", "of: write `column=value`, got ['seed=']"),
+            )
+        ],
         ("[0, 1, 2]", "[0, 1", "line 14"),
         ("epochs: 2", "epochs:\t2: 3", "line 9"),
         ("epochs: 2", "epochs: !!python/object:os.system 2", "could not determine a constructor"),

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written import EVOLVING, FOLDER, JOB, LAYERS, STEM, job
+from written import AGREEMENT, EVOLVING, FAN, FOLDER, JOB, LAYERS, STEM, STEP, TOLERANCE, job
 
+from pipeline.adapt_config import OWN, AdaptConfig
 from pipeline.config import canonical, digest, job_id, read_job
 from pipeline.model_config import EvolutionConfig
 from pipeline.reading import added, read_dataclass
@@ -82,6 +83,16 @@ def test_solvers_and_knots_have_one_id_however_they_are_written(path, texts):
     assert len({identity(job(**{path: text})) for text in texts}) == 1
 
 
+@pytest.mark.parametrize("rule", [STEP, TOLERANCE, AGREEMENT])
+def test_the_own_values_of_a_rule_have_one_id_whether_they_are_written_or_not(rule):
+    """And each is written in the config, so that another default could not change what a finished job was."""
+    name = rule["train.adapt.rule"]
+    values = {key: of[name] for key, of in OWN.items() if name in of}
+    written = job(**{**rule, **{f"train.adapt.{key}": value for key, value in values.items()}})
+    assert identity(written) == identity(job(**rule))
+    assert values.items() <= canonical(read_job(job(**rule), ""))["train"]["adapt"].items()
+
+
 def test_equal_configs_made_in_python_have_equal_ids():
     one = read_job(job(**{"train.lr": 1.0}), "")
     other = dataclasses.replace(one, train=dataclasses.replace(one.train, lr=1))
@@ -108,6 +119,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.image_size": (64, FOLDER),
     "data.num_classes": (6, FOLDER),
     "model.network": ("stages", STEM),
+    "model.fan": ([-1.0, -1.0, 10.0, 3.0], FAN),
     "model.family": ("resnet", {"model.family": "neural_ode", "model.basis": None, "train.solver": "euler@4"}),
     "model.width": (9, {}),
     "model.field": ("concat_time", STEM),
@@ -159,14 +171,23 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.kinetic": (0.1, {}),
     "train.jacobian": (0.1, {}),
     "train.random_end": (0.5, {}),
+    "train.adapt.rule": ("agreement", {**STEP, "data.num_validation": 50}),
+    "train.adapt.every": (51, STEP),
+    "train.adapt.threshold": (0.2, STEP),
+    "train.adapt.shrink": (0.25, TOLERANCE),
+    "train.adapt.grow": (1.2, TOLERANCE),
+    "train.adapt.ratio": (60.0, STEP),
+    "train.adapt.confidence": (0.9, AGREEMENT),
+    "train.adapt.patience": (3, AGREEMENT),
     "seed": (1, {}),
 }
 
 
 def test_each_field_that_can_change_is_listed():
     every = {f"{where}{f.name}" for where, part in parts_of(read_job(JOB, "")) for f in dataclasses.fields(part)}
-    every |= {f"model.evolution.{f.name}" for f in dataclasses.fields(EvolutionConfig)}
-    whole = {"data", "model", "train", "model.basis", "model.evolution", "model.rule"}
+    for part, cls in {"model.evolution": EvolutionConfig, "train.adapt": AdaptConfig}.items():
+        every |= {f"{part}.{f.name}" for f in dataclasses.fields(cls)}
+    whole = {"data", "model", "train", "model.basis", "model.evolution", "model.rule", "train.adapt"}
     assert set(CHANGED) == every - whole - {"model.basis.kind"}
 
 

@@ -8,8 +8,12 @@ import pytest
 
 from pipeline.paths import Paths
 
-OF_A_JOB = ("config", "model", "training", "weights", "state", "resume", "training_so_far", "attempts")
-OF_AN_EXPERIMENT = ("experiment", "table", "curves", "weight_paths", "report", "figures", "published")
+OF_A_JOB = ("config", "model", "training", "decisions", "weights", "state", "resume", "training_so_far", "attempts")
+OF_A_JUDGING = ("evaluation", "validity", "trajectories")
+OF_AN_EXPERIMENT = (
+    *("experiment", "table", "curves", "decision_table", "weight_paths", "verdicts", "trajectory_table"),
+    *("report", "figures", "published"),
+)
 
 
 @pytest.mark.parametrize("root", ["results", "/scratch/someone/results", "."])
@@ -17,7 +21,7 @@ def test_no_two_things_lie_in_one_place(root):
     paths = Paths(root)
     places = [
         *[getattr(paths, name)("a") for name in (*OF_A_JOB, *OF_AN_EXPERIMENT, "data")],
-        *[paths.evaluation("a", judging) for judging in ("x", "y")],
+        *[getattr(paths, name)("a", judging) for name in OF_A_JUDGING for judging in ("x", "y")],
         *[paths.log("train", name) for name in ("a", "b")],
         paths.mlflow_artifacts,
     ]
@@ -31,7 +35,25 @@ def test_all_of_a_job_lies_in_its_own_folder(name):
     folder = PurePosixPath(Paths().config("a")).parent
     assert folder.name == "a"
     assert folder in PurePosixPath(getattr(Paths(), name)("a")).parents
-    assert folder in PurePosixPath(Paths().evaluation("a", "x")).parents
+
+
+@pytest.mark.parametrize("name", OF_A_JUDGING)
+def test_all_of_a_judging_lies_in_its_job_s_folder(name):
+    assert PurePosixPath(getattr(Paths(), name)("a", "x")).parent == PurePosixPath(Paths().config("a")).parent
+
+
+def test_each_method_of_a_path_is_looked_at():
+    """So that no file can be added untested, beside those with a test of their own."""
+    known = {name for name in vars(Paths) if not name.startswith("_")}
+    lists, others = {"trained", "judged"}, {"root", "of_config", "data", "log", "mlflow", "mlflow_artifacts"}
+    assert known == {*OF_A_JOB, *OF_A_JUDGING, *OF_AN_EXPERIMENT} | lists | others
+
+
+def test_the_rules_declare_each_file_once():
+    paths = Paths()
+    trained, judged = paths.trained("a"), paths.judged("a", "x")
+    assert trained == [getattr(paths, name)("a") for name in ("model", "training", "decisions", "weights")]
+    assert judged == [getattr(paths, name)("a", "x") for name in OF_A_JUDGING]
 
 
 def test_what_a_resume_needs_lies_apart_from_what_rules_declare():

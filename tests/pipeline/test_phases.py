@@ -48,8 +48,8 @@ def trained(root: Path, config, stops=()):
     paths, name = write_job(root, config)
     for stop in stops:
         left = iter(range(stop - 1, -1, -1))
-        assert not train(config, name, paths, on_cpu(), lambda left=left: next(left) == 0)
-    assert train(config, name, paths, on_cpu(), lambda: False)
+        assert not train({name: config}, paths, on_cpu(), lambda left=left: next(left) == 0)
+    assert train({name: config}, paths, on_cpu(), lambda: False)
     return [Path(p).read_bytes() for p in (paths.model(name), paths.training(name), paths.weights(name))]
 
 
@@ -87,11 +87,11 @@ def test_a_checkpoint_between_the_phases_converts_once(tmp_path, monkeypatch):
         return False
 
     with pytest.raises(Killed):
-        train(config, name, paths, on_cpu(checkpoint_epochs=1), kill)
+        train({name: config}, paths, on_cpu(checkpoint_epochs=1), kill)
     state = checkpoint.load(paths.resume(name), config)
     assert state is not None
     assert (state["phase"], state["place"]) == (1, [1, 0])
-    assert train(config, name, paths, on_cpu(), lambda: False)
+    assert train({name: config}, paths, on_cpu(), lambda: False)
     assert conversions == [STEPS, STEPS]
     assert [Path(p).read_bytes() for p in (paths.model(name), paths.training(name), paths.weights(name))] == whole
 

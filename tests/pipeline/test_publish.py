@@ -54,7 +54,8 @@ def test_every_job_is_shown_whole(once):
         assert model.params == data.params
         found = shown(once)[job]["files"]
         places = [paths.config(job), paths.training(job), paths.model(job), paths.attempts(job)]
-        places.append(paths.evaluation(job, once.experiment.evaluate_with.id))
+        judging = once.experiment.evaluate_with.id
+        places += [paths.decisions(job), paths.evaluation(job, judging), paths.validity(job, judging)]
         assert found == {Path(place).name: Path(place).read_bytes() for place in places}
 
 

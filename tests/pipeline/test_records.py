@@ -19,8 +19,11 @@ import pytest
 from pipeline import stage
 from pipeline.records import (
     AttemptRecord,
+    DecisionRecord,
     EvaluationRecord,
+    PathRecord,
     TrainingRecord,
+    ValidityRecord,
     WeightRecord,
     append_record,
     read_records,
@@ -29,7 +32,10 @@ from pipeline.records import (
     write_records,
 )
 
-KINDS = (TrainingRecord, EvaluationRecord, WeightRecord, AttemptRecord)
+KINDS = (
+    *(TrainingRecord, EvaluationRecord, WeightRecord, AttemptRecord),
+    *(ValidityRecord, PathRecord, DecisionRecord),
+)
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
 
 

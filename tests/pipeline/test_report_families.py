@@ -8,7 +8,7 @@ from test_collect import change
 from test_report import drawn, results_of, whole_page
 
 from pipeline.records import TrainingRecord, read_records, write_records
-from pipeline.tables import summary
+from pipeline.summary import summary
 
 DISCRETE = """
 question: Deep?

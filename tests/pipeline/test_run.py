@@ -25,7 +25,11 @@ def test_the_default_experiment_and_another():
     run = Run.of({"results": "there"}, [SMALL])
     assert run.name == "small"
     assert len(run.configs) == 6
-    assert len(run.rows) == 18
+    assert len(run.rows) == len(set(run.rows)) == 36
+    assert [Path(path).name.partition("-")[0] for path in run.rows[:6]] == [
+        *("training.jsonl", "decisions.jsonl", "weights.jsonl"),
+        *("evaluation", "validity", "trajectories"),
+    ]
     assert all(path.startswith("there/") for path in run.configs + run.rows)
 
 

@@ -66,7 +66,7 @@ def results(paths, job):
 
 def uninterrupted(tmp_path, config, **settings):
     paths, job = write_job(tmp_path / "whole", config)
-    assert train(config, job, paths, on_cpu(**settings), never)
+    assert train({job: config}, paths, on_cpu(**settings), never)
     return results(paths, job)
 
 
@@ -77,7 +77,7 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, kind):
     whole = uninterrupted(tmp_path, config)
     paths, job = write_job(tmp_path / "parts", config)
     attempts = 1
-    while not train(config, job, paths, on_cpu(), stop_after(attempts % 4 + 1)):
+    while not train({job: config}, paths, on_cpu(), stop_after(attempts % 4 + 1)):
         attempts += 1
         assert not Path(paths.model(job)).exists()
     assert attempts > 2
@@ -92,8 +92,8 @@ def test_every_family_resumes_to_the_same_bits(tmp_path, name):
     config = small_job(model=MODELS[name])
     whole = uninterrupted(tmp_path, config)
     paths, job = write_job(tmp_path / "parts", config)
-    assert not train(config, job, paths, on_cpu(), stop_after(3))
-    assert train(config, job, paths, on_cpu(), never)
+    assert not train({job: config}, paths, on_cpu(), stop_after(3))
+    assert train({job: config}, paths, on_cpu(), never)
     assert results(paths, job) == whole
 
 
@@ -119,8 +119,8 @@ def test_a_kill_between_checkpoints_loses_only_the_work_since(tmp_path, cadence,
                 raise Killed
 
         with pytest.raises(Killed):
-            train(config, job, paths, on_cpu(**cadence), kill)
-    assert train(config, job, paths, on_cpu(), never)
+            train({job: config}, paths, on_cpu(**cadence), kill)
+    assert train({job: config}, paths, on_cpu(), never)
     assert results(paths, job) == whole
     assert tuple(a.from_step for a in read_records(AttemptRecord, paths.attempts(job)))[1:] == places
 
@@ -135,7 +135,7 @@ def test_points_and_a_perceptron_train_and_leave_weight_paths(tmp_path):
     }
     config = small_job(data=data, model=model)
     paths, job = write_job(tmp_path, config)
-    assert train(config, job, paths, on_cpu(), never)
+    assert train({job: config}, paths, on_cpu(), never)
     assert len(read_records(WeightRecord, paths.weights(job))) == 4 * 65
 
 
@@ -150,13 +150,13 @@ def test_trained_again_with_other_code_it_begins_anew(tmp_path, monkeypatch):
     """With the same code a finished checkpoint gives the same files at once; with other code it is no use."""
     config = small_job()
     paths, job = write_job(tmp_path, config)
-    train(config, job, paths, on_cpu(), never)
+    train({job: config}, paths, on_cpu(), never)
     first = results(paths, job)
-    train(config, job, paths, on_cpu(), never)
+    train({job: config}, paths, on_cpu(), never)
     assert results(paths, job) == first
-    for module in ("train", "training"):
+    for module in ("attempt", "training"):
         monkeypatch.setattr(f"pipeline.{module}.code_fingerprint", lambda: "other")
-    train(config, job, paths, on_cpu(), never)
+    train({job: config}, paths, on_cpu(), never)
     assert {row.code for row in read_records(TrainingRecord, paths.training(job))} == {"other"}
     assert [a.from_step for a in read_records(AttemptRecord, paths.attempts(job))] == [0, 8, 0]
 
@@ -164,7 +164,7 @@ def test_trained_again_with_other_code_it_begins_anew(tmp_path, monkeypatch):
 def test_records_are_the_epochs(tmp_path):
     config = small_job(epochs=5, record_every=2)
     paths, job = write_job(tmp_path, config)
-    train(config, job, paths, on_cpu(), never)
+    train({job: config}, paths, on_cpu(), never)
     rows = read_records(TrainingRecord, paths.training(job))
     assert [row.epoch for row in rows] == [2, 4, 5]
     assert [row.step for row in rows] == [8, 16, 20]
@@ -178,7 +178,7 @@ def test_records_are_the_epochs(tmp_path):
 def test_model_file_says_what_it_is_and_fills_the_network(tmp_path):
     config = small_job()
     paths, job = write_job(tmp_path, config)
-    train(config, job, paths, on_cpu(), never)
+    train({job: config}, paths, on_cpu(), never)
     with safe_open(paths.model(job), "pt") as file:
         assert json.loads(file.metadata()["config"]) == canonical(config)
     network = build_network(config)
@@ -192,7 +192,7 @@ def test_weight_paths_follow_the_family(tmp_path):
     for name, model in MODELS.items():
         config = small_job(model=model)
         paths, job = write_job(tmp_path, config)
-        train(config, job, paths, on_cpu(), never)
+        train({job: config}, paths, on_cpu(), never)
         rows = read_records(WeightRecord, paths.weights(job))
         assert len(rows) == 4 * 65
         one = [r.value for r in rows if r.entry == rows[0].entry]
@@ -205,7 +205,7 @@ def test_weight_paths_follow_the_family(tmp_path):
 def test_non_finite_is_recorded_and_not_trained_on(tmp_path):
     config = small_job(optimiser="sgd", lr=1e6, epochs=3)
     paths, job = write_job(tmp_path, config)
-    assert train(config, job, paths, on_cpu(), never)
+    assert train({job: config}, paths, on_cpu(), never)
     rows = read_records(TrainingRecord, paths.training(job))
     assert rows[-1].status == "nonfinite"
     assert rows[-1].epoch < 3
@@ -218,7 +218,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path, monkeypatc
     config = small_job()
     whole = uninterrupted(tmp_path, config)
     paths, job = write_job(tmp_path / "parts", config)
-    assert not train(config, job, paths, on_cpu(), stop_after(2))
+    assert not train({job: config}, paths, on_cpu(), stop_after(2))
     before = Path(paths.resume(job)).read_bytes()
 
     def full(_descriptor):
@@ -227,10 +227,10 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(records.os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            train(config, job, paths, on_cpu(checkpoint_seconds=0), never)
+            train({job: config}, paths, on_cpu(checkpoint_seconds=0), never)
     assert Path(paths.resume(job)).read_bytes() == before
     assert not list(Path(paths.state(job)).glob("*.part"))
-    assert train(config, job, paths, on_cpu(), never)
+    assert train({job: config}, paths, on_cpu(), never)
     assert results(paths, job) == whole
 
 
@@ -238,7 +238,7 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path, monkeypatc
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damage):
     config = small_job()
     paths, job = write_job(tmp_path, config)
-    train(config, job, paths, on_cpu(), stop_after(2))
+    train({job: config}, paths, on_cpu(), stop_after(2))
     file = Path(paths.resume(job))
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:1000])
@@ -256,7 +256,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damage):
 
         file.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ValueError, match=r"resume\.pt: .*delete it to begin this training again"):
-        train(config, job, paths, on_cpu(), never)
+        train({job: config}, paths, on_cpu(), never)
     assert not (tmp_path / "witness").exists()
     assert file.exists()
 
@@ -264,7 +264,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damage):
 def test_a_damaged_model_is_one_clear_error(tmp_path):
     config = small_job()
     paths, job = write_job(tmp_path, config)
-    train(config, job, paths, on_cpu(), never)
+    train({job: config}, paths, on_cpu(), never)
     file = Path(paths.model(job))
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])

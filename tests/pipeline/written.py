@@ -14,6 +14,13 @@ FOLDER = {"data.name": "imagefolder", "data.folder": "birds", "data.image_size":
 EVOLVING = {"model.family": "evolving", "model.basis": ..., "model.evolution": {"kind": "linear"}}
 LAYERS = {"model.family": "lm_resnet", "model.basis": ..., "train.solver": "layers@4"}
 STEM = {"model.network": "stem", "model.field": "preactivation"}
+STEP: dict[str, Any] = {"train.solver": "euler@500", "train.adapt.rule": "step"}
+TOLERANCE: dict[str, Any] = {"train.solver": "dopri5@1e-3", "train.adapt.rule": "tolerance"}
+AGREEMENT: dict[str, Any] = {"data.num_validation": 50, "train.adapt.rule": "agreement"}
+FAN: dict[str, Any] = {
+    **{"data.name": "xor", "model.family": "neural_ode", "model.basis": ...},
+    **{"model.field": "oscillator", "model.fan": [-1.0, -1.0, 10.0, 2.0]},
+}
 
 
 def job(**changes: Any) -> dict[str, Any]:

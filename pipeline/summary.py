@@ -1,0 +1,117 @@
+"""What an experiment found, in plain sentences."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from gode_core.solvers import Layers, parse_solver
+from pipeline import judgement
+from pipeline.tables import Results, counted, percent, points, standard_error
+
+
+def summary(results: Results) -> list[str]:
+    """The numbers in plain sentences, in the order in which one would ask for them."""
+    cells, jobs, n = results.cells, results.jobs, results.num_samples
+    seeds = cells["num_jobs"]
+    each = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    sentences = [
+        f"{counted(len(jobs), 'job')} ({counted(len(results.labels), 'model')}, "
+        f"{counted(len(results.training_solvers), 'training solver')}, "
+        f"{each} {'seed' if seeds.max() == 1 else 'seeds'} each) "
+        f"{'was' if len(jobs) == 1 else 'were'} judged on the {n} samples of the "
+        f"{results.experiment.evaluate_with.split} split with {counted(len(results.solvers), 'solver')}.",
+    ]
+    own = cells[cells["solver"] == cells["trained_with"]]
+    if len(own):
+        best = own.loc[own["mean"].idxmax()]
+        sentences.append(
+            f"The highest mean accuracy under its own training solver is {percent(best['mean'])} "
+            f"({best['label']}, trained with {results.trained(best['train.solver'])}; "
+            f"{counted(best['num_jobs'], 'seed')}); at that accuracy, the binomial "
+            f"standard error of one job is {points(standard_error(best['mean'], n))} points."
+        )
+    if results.finest:
+        sentences.append(f"The finest solver judged with is {results.finest}; it stands for the limit.")
+    sentences += judgement.sentences(results)
+    for solver in results.training_solvers:
+        sentences += _losses(results, solver)
+        sentences += _speed(results, solver)
+    sentences += _conversions(results)
+    if (jobs["accuracy_lost"] < 0).any():
+        sentences.append("A negative loss is a gain.")
+    return sentences
+
+
+def _losses(results: Results, solver: str) -> list[str]:
+    """What the models trained with `solver` lose under the finest solver, by family."""
+    if isinstance(parse_solver(solver), Layers):
+        return [f"The nets of {solver} are discrete: between their layers is no ODE, and they are judged as they are."]
+    if solver == results.finest and solver not in results.adapted:
+        return [f"{solver} is a training solver itself: nothing finer was judged with."]
+    if solver not in {*results.solvers, *results.adapted}:
+        return [f"The training solver {solver} was not among those judged with: no loss of accuracy can be given."]
+    steps = {(found.label, f"{found.method}@{n}") for found in judgement.ladders(results) for n in found.counts}
+    jobs = results.jobs[results.jobs["train.solver"] == solver]
+    jobs = jobs[[(label, solver) not in steps for label in jobs["label"]]]  # of a ladder, the verdicts say it
+    if jobs.empty:
+        return []
+    lost, agree = [], []
+    for family, rows in jobs.groupby("model.family", sort=False):
+        change = rows["accuracy_lost"]
+        spread = f"; {points(change.min())} to {points(change.max())}" if len(rows) > 1 else ""
+        lost.append(f"{family} {points(change.mean())} (mean of {counted(len(rows), 'job')}{spread})")
+        gap = rows["logit_gap_mean_finest"].mean()
+        words = "not finite" if pd.isna(gap) else f"{gap:.2g}"
+        agree.append(f"{family} {percent(rows['agreement_finest'].mean())} and {words}")
+    return [
+        f"Trained with {results.trained(solver)} and then solved with {results.finest}, the loss of accuracy in points "
+        f"is, by family: {', '.join(lost)}; the share of samples that keep their class, and the mean logit "
+        f"gap: {', '.join(agree)}."
+    ]
+
+
+def _speed(results: Results, solver: str) -> list[str]:
+    """How soon the models reach the loss that all of them reach, if there are several."""
+    curves = results.curves[(results.curves["train.solver"] == solver) & results.curves["train_loss"].notna()]
+    lowest = curves.groupby(["label", "job"])["train_loss"].min()
+    if lowest.index.get_level_values("label").nunique() < 2 or not results.jobs["train_status"].eq("ok").all():
+        return []
+    reached = curves[curves["train_loss"] <= lowest.max()].groupby(["label", "job"], sort=False)["epoch"].min()
+    means = reached.groupby("label", sort=False).mean().sort_values()
+    words = ", ".join(f"{label} {epochs:.1f}" for label, epochs in means.items())
+    return [
+        f"Trained with {results.trained(solver)}, every job comes to a training loss of {lowest.max():.2g} at some "
+        f"time; the mean number of epochs until then is, by model: {words}."
+    ]
+
+
+def _conversions(results: Results) -> list[str]:
+    """What was lost at the moment when one phase of a training gave way to the next."""
+    curves, sentences = results.curves, []
+    rows = curves[curves["converted_accuracy"].notna()]
+    for (label, solver), group in rows.groupby(["label", "solver"], sort=False):
+        lost, repaired = [], []
+        for row in group.to_dict("records"):
+            epochs = curves[curves["job"] == row["job"]]
+            before = epochs[epochs["epoch"] < row["epoch"]].iloc[-1]["validation_accuracy"]
+            later = epochs[(epochs["epoch"] >= row["epoch"]) & (epochs["validation_accuracy"] >= before)]
+            lost.append(before - row["converted_accuracy"])
+            repaired.append(later["epoch"].min() - row["epoch"] + 1 if len(later) else math.nan)
+        never = sum(map(math.isnan, repaired))
+        known = [int(x) for x in repaired if not math.isnan(x)]
+        words = [f"after {_span(known)}"] if known else []
+        words += [f"not by the end in {counted(never, 'job')}"] if never else []
+        sentences.append(
+            f"{label}, carried over to {solver}: at once {points(sum(lost) / len(lost))} points of validation accuracy "
+            f"are lost (mean of {counted(len(lost), 'job')}; {points(min(lost))} to {points(max(lost))}), the largest "
+            f"relative error of a weight is {group['converted_error'].max():.2g}, and the accuracy of before is "
+            f"reached again {' and '.join(words)}."
+        )
+    return sentences
+
+
+def _span(epochs: list[int]) -> str:
+    low, high = min(epochs), max(epochs)
+    return counted(high, "epoch") if low == high else f"{low} to {high} epochs"

@@ -1,0 +1,187 @@
+"""Is this trained model an ODE? Its verdict, from what it says under many solvers (gode_core.validity), and the paths
+of points of low dimension through it (gode_core.trajectories)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gode_core.fields import Field
+from gode_core.integrate import integrate
+from gode_core.networks import Network
+from gode_core.solvers import Fixed, Implicit, Solver, parse_solver
+from gode_core.trajectories import flow_jacobian, paths, separation, share_crossing, share_folded, step_determinants
+from gode_core.validity import Judgement, Verdict, fitted_order, judge
+from pipeline.config import JobConfig
+from pipeline.experiment import Judging
+from pipeline.provenance import code_fingerprint
+from pipeline.records import PathRecord, ValidityRecord
+
+if TYPE_CHECKING:
+    from pipeline.evaluate import Tally
+
+MOST_DIMENSIONS = 3  # of points whose paths are followed
+NUM_DEPTHS = 64  # along a path in the limit
+EXACT = 3.0  # errors count in an order of convergence if they are so many times the limit's own
+GIVEN_UP = ("budget", "underflow", "unconverged")
+
+
+def verdict_of(tallies: dict[str, Tally], own: str, judging: Judging, geometry: Geometry, job: str) -> ValidityRecord:
+    """The row of a job. tallies: by solver, those of the training solver `own` and of the limit among them."""
+    limit = judging.finest
+    found, mine = tallies[limit], tallies[own]
+    judged = {name: _judgement(name, tally) for name, tally in tallies.items()}
+    others = [judged[name] for name in tallies if name not in (own, limit)]
+    check = min((o for o in others if o.error is not None), key=lambda o: o.error or 0.0, default=None)
+    check_gap = None if check is None else check.error
+    reached = found.status not in GIVEN_UP
+    verdict = judge(
+        judged[own].error,
+        judged[limit],
+        check_gap,
+        others,
+        margin=judging.margin,
+        confidence=judging.confidence,
+        limit_reached=reached,
+    )
+    if own == limit:
+        reason = f"{own} is the finest solver judged with, and that of the training: nothing finer can contradict it"
+        verdict = dataclasses.replace(verdict, verdict="undecided", reason=reason, ode_within=None)
+    elif verdict.verdict == "ode" and mine.failed > judging.margin * mine.samples:  # wrong under all, these agree
+        reason = f"{mine.failed} of {mine.samples} solves failed under {own} itself: of these nothing is known"
+        verdict = dataclasses.replace(verdict, verdict="undecided", reason=reason, ode_within=None)
+    order = _order(tallies, own, check_gap or 0.0)
+    return ValidityRecord(
+        job=job,
+        code=code_fingerprint(),
+        split=judging.split,
+        solver=own,
+        limit=limit,
+        limit_check=None if check is None else check.solver,
+        limit_check_gap=check_gap,
+        num_samples=mine.samples,
+        accuracy=mine.correct / mine.samples,
+        limit_accuracy=found.correct / found.samples,
+        agreement=found.agreed / found.samples,
+        logit_gap=judged[own].error,
+        method=None if order is None else order.method,
+        order=None if order is None else order.slope,
+        order_error=None if order is None else order.error,
+        num_orders=0 if order is None else order.points,
+        **vars(geometry.shares),
+        **_fields_of(verdict),
+    )
+
+
+def _judgement(name: str, tally: Tally) -> Judgement:
+    return Judgement(name, tally.samples, tally.lost, tally.gained, tally.failed, tally.limit_gap)
+
+
+def _fields_of(verdict: Verdict) -> dict:
+    own = {field.name for field in dataclasses.fields(ValidityRecord)}
+    return {name: value for name, value in vars(verdict).items() if name in own}
+
+
+@dataclass(frozen=True)
+class _Observed:
+    method: str
+    slope: float
+    error: float
+    points: int
+
+
+def _order(tallies: dict[str, Tally], own: str, limit_error: float) -> _Observed | None:
+    """The order at which the output comes to the limit: from the training step on, by the training's method."""
+    trained = parse_solver(own)
+    if not isinstance(trained, Fixed):
+        return None
+    same = {parse_solver(name): tally.limit_gap for name, tally in tallies.items()}
+    points = [
+        (1 / solver.num_steps, gap)
+        for solver, gap in same.items()
+        if isinstance(solver, Fixed) and solver.method == trained.method and solver.num_steps >= trained.num_steps
+        if gap is not None and gap > EXACT * limit_error
+    ]
+    order = fitted_order([h for h, _ in points], [gap for _, gap in points])
+    return None if order is None else _Observed(trained.method, order.slope, order.standard_error, order.num_points)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the paths say: see ValidityRecord."""
+
+    num_paths: int = 0
+    share_folded: float | None = None
+    share_crossing: float | None = None
+    separation: float | None = None
+    limit_separation: float | None = None
+
+
+@dataclass(frozen=True)
+class Geometry:
+    shares: Shares
+    drawn: list[PathRecord]
+
+
+def geometry_of(
+    network: Network, config: JobConfig, own: Solver, judging: Judging, batch: tuple[Tensor, Tensor], job: str
+) -> Geometry:
+    """Paths of the first points of the split, in float64, through a net whose field acts on the points themselves.
+    Nothing for any other net."""
+    points, labels = (tensor[: judging.num_paths].cpu() for tensor in batch)
+    raw = config.model.network == "raw" and config.model.pad_channels is None
+    low = len(config.data.shape) == 2 and config.data.shape[-1] <= MOST_DIMENSIONS
+    if not (len(points) and raw and low and isinstance(own, Fixed)):
+        return Geometry(Shares(), [])
+    field, points, limit = deepcopy(network.fields[0]).cpu().double(), points.double(), parse_solver(judging.finest)
+    walked, flat = paths(field, points, own), points.shape[-1] == 2
+    autonomous = config.model.family == "neural_ode" and not config.model.time_channel
+    shares = Shares(
+        num_paths=len(points),
+        share_folded=share_folded(step_determinants(field, points, own)),
+        share_crossing=share_crossing(walked) if autonomous and flat and len(points) > 1 else None,
+        separation=_separation(field, points, own),
+        limit_separation=_separation(field, points, limit),
+    )
+    drawn: list[PathRecord] = []
+    if flat and judging.num_drawn:
+        some = slice(judging.num_drawn)
+        drawn += _records(str(own), walked[some], labels[some], job)
+        drawn += _records(judging.finest, _exact_paths(field, points[some], limit), labels[some], job)
+    return Geometry(shares, drawn)
+
+
+def _separation(field: Field, points: Tensor, solver: Solver) -> float | None:
+    mean = separation(flow_jacobian(lambda x: integrate(field, x, solver, max_steps=1000).h1, points)).nanmean().item()
+    return mean if math.isfinite(mean) else None
+
+
+@torch.no_grad()
+def _exact_paths(field: Field, points: Tensor, limit: Solver) -> Tensor:
+    """(B, N + 1, 2) in the limit; shorter if its solve was given up."""
+    if isinstance(limit, Fixed):
+        return paths(field, points, limit)
+    num_depths = limit.num_steps if isinstance(limit, Implicit) else NUM_DEPTHS
+    depths = [Fraction(k + 1, num_depths) for k in range(num_depths)]
+    states = integrate(field, points, limit, depths=depths, max_steps=1000).states
+    return torch.stack([state.flatten(1) for state in (points, *states)], dim=1)
+
+
+def _records(solver: str, walked: Tensor, labels: Tensor, job: str) -> list[PathRecord]:
+    """At most some NUM_DEPTHS places of each path, its ends among them."""
+    last = walked.shape[1] - 1
+    kept = sorted({round(i * last / min(last, NUM_DEPTHS)) for i in range(min(last, NUM_DEPTHS) + 1)})
+    depth = {i: i / last if solver.partition("@")[2].isdigit() else i / NUM_DEPTHS for i in kept}
+    code = code_fingerprint()
+    return [
+        PathRecord(job, code, solver, number, int(labels[number]), depth[i], *path[i].tolist())
+        for number, path in enumerate(walked)
+        for i in kept
+    ]
