@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from statistics import NormalDist, linear_regression
 from typing import Literal, get_args
 
+from gode_core.solvers import Fixed, Implicit, Solver
+
 Answer = Literal["ode", "discrete", "undecided"]
 
 
@@ -116,6 +118,16 @@ def _check_error(name: str, error: float | None) -> None:
         raise ValueError(f"{name}: an error must be finite and not negative, got {error:g}; None if there is none")
 
 
+def may_be_finer(other: Solver, own: Solver) -> bool:
+    """Whether `other` can be finer than the training solver `own`, before anything is measured: of no lower order, and
+    with no fewer field evaluations (implicit: steps). By an accident a coarse solver comes near to the limit too, above
+    all for a discrete net; that must not make it a judge. What adapts its steps is told by the measured error alone."""
+    if not (isinstance(other, Fixed | Implicit) and isinstance(own, Fixed | Implicit)):
+        return True
+    counts = [s.num_evals if isinstance(s, Fixed) else s.num_steps for s in (other, own)]
+    return other.order >= own.order and counts[0] >= counts[1]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """gap, gap_low, gap_high: of the limit, and its interval. worst_...: of that one of the `num_finer` finer solvers
@@ -189,7 +201,7 @@ def judge(
     training_error: distance of the training solver's logits to those in the limit; None if it does not exist.
     limit: a solver so fine that it stands for h -> 0. Its `error` is not read.
     limit_error: its distance from a second solver nearly as fine, in the unit of the errors; None: not measured.
-    others: solvers beside the limit and the training solver.
+    others: solvers beside the limit and the training solver that `may_be_finer`.
     limit_reached: False if the solve in the limit was given up (budget, underflow).
 
     The limit always counts; another solver if its error is at most `training_error`. A coarser one, or one without an

@@ -3,9 +3,10 @@
 What is asked is whether the answers are those of an ODE, so the answers are compared, sample by sample, and not the
 accuracies: two solvers may be right equally often on different images.
 
-    reference   the same method with twice the steps. For order p the distance to the limit h -> 0 is about
-                2^p / (2^p - 1) times the distance to it (Richardson), and errors of one kind cannot cancel, as they may
-                between methods: a net trained with 2 Euler steps is perfect under one midpoint step.
+    reference   the limit h -> 0, extrapolated from the logits y of n and 2n steps of the same method, of order p
+                (Richardson): y_2n + (y_2n - y_n) / (2^p - 1). The answers of 2n steps alone would not do: halfway to
+                the limit, few images have changed their class, where at its end many have. And errors of two methods
+                may cancel: a net trained with 2 Euler steps is perfect under one midpoint step.
     distance    of two answers to one image: total variation sum |p - q| / 2 of the class probabilities, in [0, 1];
                 1 where logits are not finite. Near 0 for any solver while all probabilities are alike, so for a
                 coarser count the share of images with another class is looked at too: it does not depend on how
@@ -15,7 +16,7 @@ accuracies: two solvers may be right equally often on different images.
                 either side, with the probability 1 - confidence; what the sample cannot tell changes nothing. With
                 few images nothing can be allowed: of 128, one with another class is too much for a threshold of 0.02.
 
-That n and 2n steps agree is evidence for a limit, and no proof: see `gode_core.validity` for the trained model.
+That n steps agree with an extrapolated limit is evidence, and no proof: see `gode_core.validity` for the trained model.
 """
 
 from __future__ import annotations
@@ -36,14 +37,12 @@ from pipeline.adaptation import Adaptation, Answer, Ask, Decision, first_step, g
 class AgreementRule(Adaptation):
     """A check of n steps, on held-out images:
 
-    1. The distance to the answers of 2n steps is above `threshold` (mean - z se): n := ceil(n / shrink), at most the
+    1. The distance to the limit is above `threshold` (mean - z se): n := ceil(n / shrink), at most the
        job's count; at that it stays, with the action `limit`.
     2. Nothing grows while the accuracy is not above the share of the most frequent label by z standard errors of a
        guess: a net that knows nothing agrees with everything. (The paper's rule comes down to one step there.)
     3. A distance below `threshold` (mean + z se) lets n' = floor(n / grow) steps be tried. They are allowed if their
-       distance to the answers of 2n steps, and the share of images with another class, are below `threshold` too (mean
-       + z se). That asks more than n' will be asked at its own check, against 2n' < 2n steps: what was allowed is not
-       taken back at once.
+       distance to that limit, and the share of images with another class, are below `threshold` too (mean + z se).
     4. After `patience` checks in a row that allowed it, n := n'. Any other outcome begins that count again.
     """
 
@@ -67,11 +66,12 @@ class AgreementRule(Adaptation):
 
     def check(self, ask: Ask, trained: Answer) -> Decision:
         before, finer, limit = self.solver, Fixed(self.method, 2 * self.num_steps), self.threshold
-        answer, reference = ask(before), ask(finer)
-        cost = answer.num_evals + reference.num_evals
+        answer, fine = ask(before), ask(finer)
+        reference = extrapolated(answer, fine, before.order)
+        cost = answer.num_evals + fine.num_evals
         mean, low, high = self._interval(distances(answer, reference))
         decision = partial(Decision.check, before, finer, mean, answer.accuracy)
-        said = f"distance {mean:.4g} ({low:.4g} to {high:.4g}) to {finer}"
+        said = f"distance {mean:.4g} ({low:.4g} to {high:.4g}) to the limit, by {finer}"
         allowed, self.num_allowed = self.num_allowed, 0
         if low > limit:
             end = f"{said}, above {limit:g}"
@@ -123,6 +123,12 @@ class AgreementRule(Adaptation):
 
     def restore(self, state: dict[str, Any]) -> None:
         self.num_steps, self.num_allowed = state["num_steps"], state["num_allowed"]
+
+
+def extrapolated(coarse: Answer, fine: Answer, order: int) -> Answer:
+    """The answer in the limit h -> 0, from those of n steps and of 2n."""
+    logits = fine.logits.double() + (fine.logits.double() - coarse.logits.double()) / (2**order - 1)
+    return Answer(logits, fine.labels, 0)
 
 
 def distances(one: Answer, other: Answer) -> Tensor:

@@ -18,7 +18,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 
-from gode_core.solvers import Fixed, Implicit, parse_solver
+from gode_core.solvers import parse_solver
+from gode_core.validity import may_be_finer
 from pipeline.drawing import GREEN, GREY, ORANGE, WIDTH, Drawing
 from pipeline.judgement import Ladder, ladders, margins_in_print
 from pipeline.tables import OWN, Frame, Results
@@ -98,28 +99,23 @@ def _panels(results: Results) -> list[Panel]:
 
 
 def _faded(results: Results) -> Frame:
-    """For each cell, whether its solver is coarser than that of the training: farther from the limit, for most seeds.
-    Where that was not measured, of the same method with fewer steps. Such a cell is no evidence."""
+    """For each cell, whether its solver is coarser than that of the training: it cannot be finer, or it is farther from
+    the limit, for most seeds. Such a cell is no evidence."""
     table = results.table
     own = results.validity.drop_duplicates("job").set_index("job")["logit_gap"].astype(float)
-    farther = table["limit_gap"].astype(float) - table["job"].map(own)
-    table = table.assign(farther=(farther > 0).where(farther.notna()).astype(float))
-    measured = table.groupby(["train.solver", "label", "solver"], sort=False)["farther"].mean()
+    farther = table["limit_gap"].astype(float) - table["job"].map(own) > 0
+    cannot = [not may_be_finer(*map(parse_solver, pair)) for pair in zip(table["solved_with"], _ended_with(results))]
+    table = table.assign(coarser=[a or b for a, b in zip(farther, cannot)])
+    shares = table.groupby(["train.solver", "label", "solver"], sort=False)["coarser"].mean()
     keys = results.cells[["train.solver", "label", "solver", "trained_with"]].itertuples(index=False, name=None)
-    faded = []
-    for train, label, solver, trained in keys:
-        share = measured[train, label, solver]
-        faded.append(solver != trained and (share > 0.5 if share == share else _fewer_steps(solver, trained)))
-    return faded
+    return [solver != trained and shares[train, label, solver] > 0.5 for train, label, solver, trained in keys]
 
 
-def _fewer_steps(solver: str, trained: str) -> bool:
-    if "@" not in solver or "@" not in trained:
-        return False
-    at_test, in_training = parse_solver(solver), parse_solver(trained)
-    if not (isinstance(at_test, Fixed | Implicit) and isinstance(in_training, Fixed | Implicit)):
-        return False
-    return at_test.method == in_training.method and at_test.num_steps < in_training.num_steps
+def _ended_with(results: Results) -> list[str]:
+    """For each row of the table the solver of the training, at its end."""
+    ended = results.curves.drop_duplicates("job", keep="last").set_index("job")["solver"]
+    table = results.table
+    return [str(ended.get(job) or solver) for job, solver in zip(table["job"], table["train.solver"])]
 
 
 def _draw_panel(ax: Axes, panel: Panel, solvers: list[str], limits: dict[str, Any], size: float | None) -> Any:

@@ -18,7 +18,7 @@ from gode_core.integrate import integrate
 from gode_core.networks import Network
 from gode_core.solvers import Fixed, Implicit, Solver, parse_solver
 from gode_core.trajectories import flow_jacobian, paths, separation, share_crossing, share_folded, step_determinants
-from gode_core.validity import Judgement, Verdict, fitted_order, judge
+from gode_core.validity import Judgement, Verdict, fitted_order, judge, may_be_finer
 from pipeline.config import JobConfig
 from pipeline.experiment import Judging
 from pipeline.provenance import code_fingerprint
@@ -39,6 +39,7 @@ def verdict_of(tallies: dict[str, Tally], own: str, judging: Judging, geometry: 
     found, mine = tallies[limit], tallies[own]
     judged = {name: _judgement(name, tally) for name, tally in tallies.items()}
     others = [judged[name] for name in tallies if name not in (own, limit)]
+    finer = [o for o in others if may_be_finer(parse_solver(o.solver), parse_solver(own))]
     check = min((o for o in others if o.error is not None), key=lambda o: o.error or 0.0, default=None)
     check_gap = None if check is None else check.error
     reached = found.status not in GIVEN_UP
@@ -46,7 +47,7 @@ def verdict_of(tallies: dict[str, Tally], own: str, judging: Judging, geometry: 
         judged[own].error,
         judged[limit],
         check_gap,
-        others,
+        finer,
         margin=judging.margin,
         confidence=judging.confidence,
         limit_reached=reached,

@@ -12,8 +12,17 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import multinomial, norm
 
 from gode_core.integrate import integrate
-from gode_core.solvers import Fixed
-from gode_core.validity import Critical, Judgement, critical_step, fitted_order, judge, next_count, paired_interval
+from gode_core.solvers import Fixed, parse_solver
+from gode_core.validity import (
+    Critical,
+    Judgement,
+    critical_step,
+    fitted_order,
+    judge,
+    may_be_finer,
+    next_count,
+    paired_interval,
+)
 
 COUNTS = [(0, 0, 50), (3, 0, 20), (0, 7, 40), (12, 5, 100), (30, 30, 60), (20, 0, 20), (4, 9, 1000), (130, 20, 1000)]
 
@@ -194,6 +203,27 @@ def test_between_the_two_it_is_undecided():
     few = [replace(each, num_samples=200, num_lost=0, num_gained=0) for each in (LIMIT, AGREES)]
     assert answers(0.1, few[0], None, few[1:]) == "undecided"
     assert answers(0.1, few[0], None, few[1:], margin=0.05) == "ode"
+
+
+@pytest.mark.parametrize(
+    ("other", "own", "may"),
+    [
+        ("euler@8", "euler@8", True),
+        ("euler@9", "euler@8", True),
+        ("euler@7", "euler@8", False),
+        ("midpoint@1", "euler@2", True),  # as many evaluations: what it is worth is measured
+        ("midpoint@1", "euler@3", False),
+        ("rk4@8", "euler@128", False),
+        ("rk4@32", "euler@128", True),
+        ("euler@1000", "midpoint@4", False),  # of lower order
+        ("ab2@8", "midpoint@4", True),
+        ("trapezoid@4", "euler@8", False),
+        ("dopri5@1e-1", "euler@8", True),
+        ("euler@1", "dopri5@1e-5", True),
+    ],
+)
+def test_a_solver_that_is_coarser_by_its_numbers_is_no_judge(other, own, may):
+    assert may_be_finer(parse_solver(other), parse_solver(own)) is may
 
 
 def test_the_margin_that_makes_it_an_ode():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gode_core.solvers import Adaptive, Fixed, parse_solver
-from gode_core.validity import Judgement, fitted_order, judge
+from gode_core.validity import Judgement, fitted_order, judge, may_be_finer
 from pipeline.config import JobConfig, canonical
 from pipeline.experiment import Experiment
 from pipeline.paths import Paths
@@ -93,6 +93,7 @@ def judged(job: str, rows: list[EvaluationRecord], own: str, judging) -> Validit
     mine, limit = by_solver[own], by_solver[judging.finest]
     found = {row.solver: Judgement(row.solver, SAMPLES, row.num_lost or 0, 0, 0, row.limit_gap) for row in rows}
     others = [each for name, each in found.items() if name not in (own, judging.finest)]
+    others = [each for each in others if may_be_finer(parse_solver(each.solver), parse_solver(own))]
     verdict = judge(mine.limit_gap, found[judging.finest], 1e-6, others, confidence=judging.confidence)
     own_method = own.partition("@")[0]
     same = [row for row in rows if row.solver.partition("@")[0] == own_method and step_error(row.solver) > 0]
