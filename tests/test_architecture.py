@@ -33,7 +33,6 @@ WITHOUT_TORCH = (
 )
 LEAVES = (
     "gode_core.methods",
-    "gode_core.validity",
     *(f"pipeline.{name}" for name in ("paths", "records", "reading", "stage")),
 )
 STAGES = tuple(f"pipeline.{name}" for name in ("train", "evaluate", "collect", "report", "publish", "plan", "data"))
