@@ -155,7 +155,7 @@ class Network(nn.Module):
                 smallest = min(smallest, step)
                 if part is blocks[-1]:
                     break
-                h = integrate(part.field, h, Fixed(method, math.ceil(1 / smallest))).h1
+                h = integrate(part.field, h, Fixed(method, math.ceil(1 / max(smallest, 1e-3)))).h1
             else:
                 h = part(h)
         return smallest

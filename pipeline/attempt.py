@@ -32,20 +32,26 @@ class Attempt:
     Raises ValueError for a damaged checkpoint or data file, OSError if something cannot be written.
     """
 
-    def __init__(self, config: JobConfig, job: str, paths: Paths, run: RunSettings):
+    def __init__(self, config: JobConfig, job: str, paths: Paths, run: RunSettings, alone: bool = True):
         self.config, self.job, self.paths = config, job, paths
         self.training = Training(config, job, run)
         state = checkpoint.load(paths.resume(job), config)
         if state is not None:
-            self._restore(state, run)
+            self._restore(state, run, alone)
         self.version = commit()  # now: git may be slow, and what is trained is not to wait for it, or be lost by it
+        self.start()
+
+    def start(self) -> None:
         self.begun, self.started = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         self.from_step = self.training.step
 
-    def _restore(self, state: dict, run: RunSettings) -> None:
+    def _restore(self, state: dict, run: RunSettings, alone: bool) -> None:
         self.training.restore(state)
         log.info("going on from step %d (epoch %d)", self.training.step, self.training.epoch)
         if any(record.code != code_fingerprint() for record in self.training.records):
+            if self.training.finished and not alone:  # asked for because its company has changed: it is done
+                log.warning("%s is finished, by other code than this; delete its folder to train it again", self.job)
+                return
             if self.training.finished:  # asked for anew, with `--forcerun train`: other code, other numbers
                 self.training = Training(self.config, self.job, run)
             begun = "begun again" if not self.training.step else "mixed"
@@ -76,9 +82,10 @@ class Attempt:
             from_step=self.from_step,
             to_step=self.training.step,
             started=self.begun,
-            seconds=round((time.monotonic() - self.started) / share, 3),
+            seconds=round(time.monotonic() - self.started, 3),
             outcome=outcome,
-            reason=reason if share == 1 else f"{reason} (one of {share} side by side)",
+            reason=reason,
+            share=share,
         )
         with contextlib.suppress(OSError):  # a full disk has been reported already, by the error on its way
             append_record(self.paths.attempts(self.job), attempt)

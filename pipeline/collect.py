@@ -91,11 +91,12 @@ def check_one_code(kind: str, rows: Iterable[Any]) -> None:
         jobs.setdefault(row.code, {})[row.job] = None
     if len(jobs) > 1:
         common = sorted(jobs, key=lambda code: -len(jobs[code]))
-        rule = "train" if kind in OF_TRAINING else "evaluate"
+        rule, files = ("train", "the folders") if kind in OF_TRAINING else ("evaluate", "the evaluation-*.jsonl")
         made = "; ".join(f"{code} made those of {_named(list(jobs[code]))}" for code in common)
         raise ValueError(
-            f"{kind} rows were made by different code: {made}. Make them again with `snakemake --forcerun "
-            f"{rule}`, or accept the mixture with `--config mix_code=true` (here: --mix-code)"
+            f"{kind} rows were made by different code: {made}. Make them again with `snakemake --forcerun {rule}` (for "
+            f"jobs that go side by side: delete {files} of the older ones first), or accept the mixture with "
+            "`--config mix_code=true` (here: --mix-code)"
         )
 
 

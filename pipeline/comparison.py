@@ -17,6 +17,7 @@ import pandas as pd
 from gode_core.solvers import Fixed, parse_solver
 from pipeline.experiment import Published
 from pipeline.judgement import MIN_RUNGS, Ladder, ladders
+from pipeline.model_config import NUM_BLOCKS
 from pipeline.tables import GROUP, Frame, Results, counted, percent, points, standard_error
 
 LEARNED = 0.1  # the share of the way from chance to 1 that an accuracy must have gone
@@ -207,16 +208,17 @@ def training_evals(results: Results) -> Frame:
     last = curves.groupby("job")["step"].max()
     for job, decisions in results.decisions.groupby("job"):
         if last[job] > 0 and all(isinstance(parse_solver(text), Fixed) for text in decisions["next_solver"]):
-            means[job] = _chosen_evals(decisions.sort_values("step"), int(last[job])) / last[job]
+            blocks = NUM_BLOCKS[results.experiment.jobs[str(job)].model.network]
+            means[job] = _chosen_evals(decisions.sort_values("step"), int(last[job]), blocks) / last[job]
     return means
 
 
-def _chosen_evals(decisions: Frame, num_steps: int) -> int:
-    """Of `num_steps` steps and all checks. The first decision comes before step 0, a later one after the step that
-    has its number."""
+def _chosen_evals(decisions: Frame, num_steps: int, blocks: int) -> int:
+    """Of `num_steps` steps through so many blocks, and all checks. The first decision comes before step 0, a later one
+    after the step that has its number."""
     begins = [0, *(int(step) + 1 for step in decisions["step"].iloc[1:])]
     ends = [*(min(begin, num_steps) for begin in begins[1:]), num_steps]
-    evals = [parse_solver(text).num_evals for text in decisions["next_solver"]]  # type: ignore[union-attr]
+    evals = [blocks * parse_solver(text).num_evals for text in decisions["next_solver"]]  # type: ignore[union-attr]
     made = sum(max(0, end - begin) * each for begin, end, each in zip(begins, ends, evals))
     return made + int(decisions["num_evals"].sum())
 

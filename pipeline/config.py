@@ -104,6 +104,9 @@ class JobConfig:
         )
         if train.adapt is not None:
             need(model.family != "resnet", "train: adapt goes without a resnet, whose layers are its steps")
+            same = model.norm != "batch" and not train.random_end and train.autocast == "none"
+            plain = train.adapt.rule == "agreement" or same
+            need(plain, "train: adapt: the rule {} goes without batch norm, random_end and autocast", train.adapt.rule)
             held_out = train.adapt.rule != "agreement" or self.data.num_validation > 0
             need(held_out, "train: adapt: the rule agreement is judged on validation images: set data: num_validation")
         mixed = model.family == "evolving" and regular and adaptive

@@ -34,6 +34,7 @@ from pipeline.verdicts import Geometry, Shares, geometry_of, verdict_of
 
 log = logging.getLogger(__name__)
 MOST_KEPT = 1 << 20  # bytes
+GIVEN_UP = ("budget", "underflow", "unconverged")
 SEVERITY: tuple[Status, ...] = ("ok", "unconverged", "budget", "underflow", "nonfinite")
 
 
@@ -57,6 +58,7 @@ class Tally:
     batches: int = 0
     seconds: float = 0.0
     status: Status = "ok"
+    given_up: bool = False  # a solve did not come to t = 1
 
     def add(self, judged: Judged, trained: Judged, limit: Judged, labels: Tensor) -> None:
         """trained, limit: under the training solver, and the one that stands for h -> 0. A sample whose solve failed
@@ -79,6 +81,7 @@ class Tally:
         self.rejected += sum(solution.num_rejected for solution in prediction.solutions)
         self.batches += 1
         self.seconds += judged.seconds
+        self.given_up |= any(solution.stopped in GIVEN_UP for solution in prediction.solutions)
         self.status = max([self.status, *(solution.status for solution in prediction.solutions)], key=SEVERITY.index)
 
     @property

@@ -59,14 +59,14 @@ class Judging:
     @property
     def finest(self) -> str:
         """The solver that stands for h -> 0: `limit`, or the adaptive one with the smallest tolerance (the last of
-        several), or the one with most steps times its order. Empty if there is none."""
+        several), or the one with the smallest h^order. Empty if there is none."""
         if self.limit is not None:
             return self.limit
         parsed = [parse_solver(solver) for solver in self.solvers]
         if adaptive := [solver for solver in parsed if isinstance(solver, Adaptive)]:
             return str(min(reversed(adaptive), key=lambda solver: max(solver.rtol, solver.atol)))
         stepping = [solver for solver in parsed if not isinstance(solver, Adaptive | Layers)]
-        return str(max(stepping, key=lambda solver: solver.num_steps * solver.order, default=""))
+        return str(max(stepping, key=lambda solver: solver.num_steps**solver.order, default=""))
 
     def solvers_of(self, config: JobConfig) -> tuple[str, ...]:
         """Those that judge this job. A discrete net is no ODE between its layers: it is judged as it is, alone."""
@@ -87,7 +87,7 @@ Measure = Literal[
 
 @dataclass(frozen=True)
 class Published:
-    """A number in print, to stand beside ours: see pipeline.judgement for the measures."""
+    """A number in print, to stand beside ours: see pipeline.comparison for the measures."""
 
     claim: str  # what it is the number of, in words
     measure: Measure

@@ -11,6 +11,7 @@ HERE = Path(__file__).resolve().parent
 # What can change a trained model or its evaluation, as the report cannot: the modules that import torch.
 NUMERIC = (
     "adapt.py",
+    "adapt_config.py",
     "adaptation.py",
     "adapting.py",
     "agreement.py",

@@ -173,6 +173,7 @@ class AttemptRecord:
     seconds: float
     outcome: Literal["finished", "interrupted", "failed"]
     reason: str
+    share: int = 1  # trainings that ran side by side in these seconds
 
 
 Record = TrainingRecord | EvaluationRecord | WeightRecord | AttemptRecord | ValidityRecord | PathRecord | DecisionRecord

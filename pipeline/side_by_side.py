@@ -25,7 +25,7 @@ class SideBySide:
     optimiser's state are here; `settle` gives them back."""
 
     def __init__(self, trainings: Sequence[Training]):
-        assert len({training.step for training in trainings}) == 1
+        assert len({(training.epoch, training.batch) for training in trainings}) == 1
         self.config = trainings[0].config
         assert isinstance(trainings[0].solver, Fixed)
         self.solver = trainings[0].solver

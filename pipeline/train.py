@@ -37,8 +37,8 @@ def train(configs: dict[str, JobConfig], paths: Paths, run: RunSettings, should_
     `should_stop` is asked after each step; True makes a checkpoint and ends the training. Returns True if all are
     finished. Raises ValueError for a damaged checkpoint or data file, OSError if something cannot be written.
     """
-    attempts = [Attempt(config, job, paths, run) for job, config in configs.items()]
-    place = {attempt.job: (attempt.training.finished, attempt.training.step) for attempt in attempts}
+    attempts = [Attempt(config, job, paths, run, len(configs) == 1) for job, config in configs.items()]
+    place = {a.job: (a.training.finished, a.training.epoch, a.training.batch) for a in attempts}
     in_order = sorted(attempts, key=lambda attempt: place[attempt.job])
     groups = [list(group) for _, group in itertools.groupby(in_order, key=lambda attempt: place[attempt.job])]
     finished = [_train_group(group, run, should_stop) for group in groups]  # one, unless a stop came between two saves
@@ -46,7 +46,9 @@ def train(configs: dict[str, JobConfig], paths: Paths, run: RunSettings, should_
 
 
 def _train_group(attempts: Sequence[Attempt], run: RunSettings, should_stop: Callable[[], bool]) -> bool:
-    """Attempts that stand at the same step."""
+    """Attempts that stand at the same place."""
+    for attempt in attempts:
+        attempt.start()
     trainings = [attempt.training for attempt in attempts]
     plain = len(trainings) == 1 and (run.compile or not fits(trainings[0].config))
     runner = trainings[0] if plain else SideBySide(trainings)  # one alone too: to the bit, its company is nothing to it

@@ -200,8 +200,9 @@ class Training:
             return "nonfinite"
         if self.adapting is not None:
             trained = Answer(solved.logits.detach().float(), labels, solved.num_evals)
-            sums.check_evals += self.adapting.after_step(self.network, (images, labels), trained, self.step)
-            self.solver = self.adapting.solver
+            if self.step + 1 < train.epochs * self.steps_per_epoch:  # what is judged is what was trained with
+                sums.check_evals += self.adapting.after_step(self.network, (images, labels), trained, self.step)
+                self.solver = self.adapting.solver
         if train.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), train.clip_norm, norm)
         self.optimiser.step()

@@ -16,7 +16,7 @@ from torch import Tensor
 from gode_core.fields import Field
 from gode_core.integrate import integrate
 from gode_core.networks import Network
-from gode_core.solvers import Fixed, Implicit, Solver, parse_solver
+from gode_core.solvers import Adaptive, Fixed, Implicit, Solver, parse_solver
 from gode_core.trajectories import flow_jacobian, paths, separation, share_crossing, share_folded, step_determinants
 from gode_core.validity import Judgement, Verdict, fitted_order, judge, may_be_finer
 from pipeline.config import JobConfig
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from pipeline.evaluate import Tally
 
 MOST_DIMENSIONS = 3  # of points whose paths are followed
+MOST_STEPS = 1000  # attempted, of an adaptive solver along the paths
 NUM_DEPTHS = 64  # along a path in the limit
 EXACT = 3.0  # errors count in an order of convergence if they are so many times the limit's own
-GIVEN_UP = ("budget", "underflow", "unconverged")
 
 
 def verdict_of(tallies: dict[str, Tally], own: str, judging: Judging, geometry: Geometry, job: str) -> ValidityRecord:
@@ -42,7 +42,6 @@ def verdict_of(tallies: dict[str, Tally], own: str, judging: Judging, geometry: 
     finer = [o for o in others if may_be_finer(parse_solver(o.solver), parse_solver(own))]
     check = min((o for o in others if o.error is not None), key=lambda o: o.error or 0.0, default=None)
     check_gap = None if check is None else check.error
-    reached = found.status not in GIVEN_UP
     verdict = judge(
         judged[own].error,
         judged[limit],
@@ -50,14 +49,16 @@ def verdict_of(tallies: dict[str, Tally], own: str, judging: Judging, geometry: 
         finer,
         margin=judging.margin,
         confidence=judging.confidence,
-        limit_reached=reached,
+        limit_reached=not found.given_up,
     )
-    if own == limit:
-        reason = f"{own} is the finest solver judged with, and that of the training: nothing finer can contradict it"
+    if own == limit or not _is_finer(limit, own):
+        reason = f"{limit}, the finest solver judged with, is no finer than {own}, that of the training"
         verdict = dataclasses.replace(verdict, verdict="undecided", reason=reason, ode_within=None)
-    elif verdict.verdict == "ode" and mine.failed > judging.margin * mine.samples:  # wrong under all, these agree
-        reason = f"{mine.failed} of {mine.samples} solves failed under {own} itself: of these nothing is known"
-        verdict = dataclasses.replace(verdict, verdict="undecided", reason=reason, ode_within=None)
+    elif mine.failed > judging.margin * mine.samples:  # wrong under all, these agree
+        verdict = dataclasses.replace(verdict, ode_within=None)
+        if verdict.verdict == "ode":
+            reason = f"{mine.failed} of {mine.samples} solves failed under {own} itself: of these nothing is known"
+            verdict = dataclasses.replace(verdict, verdict="undecided", reason=reason)
     order = _order(tallies, own, check_gap or 0.0)
     return ValidityRecord(
         job=job,
@@ -79,6 +80,13 @@ def verdict_of(tallies: dict[str, Tally], own: str, judging: Judging, geometry: 
         **vars(geometry.shares),
         **_fields_of(verdict),
     )
+
+
+def _is_finer(limit: str, own: str) -> bool:
+    one, other = parse_solver(limit), parse_solver(own)
+    if isinstance(one, Adaptive) and isinstance(other, Adaptive):
+        return max(one.rtol, one.atol) <= max(other.rtol, other.atol)
+    return may_be_finer(one, other)
 
 
 def _judgement(name: str, tally: Tally) -> Judgement:
@@ -160,8 +168,15 @@ def geometry_of(
 
 
 def _separation(field: Field, points: Tensor, solver: Solver) -> float | None:
-    mean = separation(flow_jacobian(lambda x: integrate(field, x, solver, max_steps=1000).h1, points)).nanmean().item()
-    return mean if math.isfinite(mean) else None
+    ends: list[float] = []
+
+    def flow(x: Tensor) -> Tensor:
+        solution = integrate(field, x, solver, max_steps=MOST_STEPS)
+        ends.append(solution.t)
+        return solution.h1
+
+    mean = separation(flow_jacobian(flow, points)).nanmean().item()
+    return mean if math.isfinite(mean) and min(ends) == 1 else None
 
 
 @torch.no_grad()
@@ -171,13 +186,15 @@ def _exact_paths(field: Field, points: Tensor, limit: Solver) -> Tensor:
         return paths(field, points, limit)
     num_depths = limit.num_steps if isinstance(limit, Implicit) else NUM_DEPTHS
     depths = [Fraction(k + 1, num_depths) for k in range(num_depths)]
-    states = integrate(field, points, limit, depths=depths, max_steps=1000).states
+    states = integrate(field, points, limit, depths=depths, max_steps=MOST_STEPS).states
     return torch.stack([state.flatten(1) for state in (points, *states)], dim=1)
 
 
 def _records(solver: str, walked: Tensor, labels: Tensor, job: str) -> list[PathRecord]:
     """At most some NUM_DEPTHS places of each path, its ends among them."""
     last = walked.shape[1] - 1
+    if last == 0:  # given up before the first of them
+        return []
     kept = sorted({round(i * last / min(last, NUM_DEPTHS)) for i in range(min(last, NUM_DEPTHS) + 1)})
     depth = {i: i / last if solver.partition("@")[2].isdigit() else i / NUM_DEPTHS for i in kept}
     code = code_fingerprint()

@@ -28,7 +28,7 @@ RULES = {
     "agreement": {"solver": "euler@16", "lr": 0.3, "adapt": {"rule": "agreement", "every": 2, "confidence": 0.6}},
 }
 STEPS, EPOCHS = 4, 3  # an epoch's batches: 64, 64, 64 and 16 points
-CHECKED = {2: [1, 3, 5, 7, 9, 11], 3: [2, 5, 8, 11]}  # `every` -> the steps whose batches are checked
+CHECKED = {2: [1, 3, 5, 7, 9], 3: [2, 5, 8]}  # `every` -> the steps that are checked: the last, 11, never is
 
 
 def job(rule="step", seed=0, data=None, model=None, **train):
@@ -221,7 +221,7 @@ def test_a_job_without_a_rule_has_an_empty_decisions_file(tmp_path, points):
 STEM = {"network": "stem", "field": "preactivation", "width": 4, "num_groups": 2, "norm": "batch", "pad_channels": None}
 
 
-@pytest.mark.parametrize("rule", ["step", "agreement"])
+@pytest.mark.parametrize("rule", ["agreement"])  # the others go without batch norm
 def test_checks_move_no_statistics_of_batch_norms(rule):
     """Neither those of depth nor those of the stem; nor do they leave the network in another mode."""
     config = small_job(data={"num_train": 64}, model=STEM, **RULES[rule])

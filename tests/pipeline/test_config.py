@@ -286,6 +286,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         for s in ("dopri5@1e-3", "layers@4")
     ],
     ({**STEP, "train.phases": [{"until": 1, "solver": "euler@2"}]}, "train: adapt goes without phases: both change"),
+    *[
+        (
+            {**rule, path: value},
+            f"train: adapt: the rule {rule['train.adapt.rule']} goes without batch norm, random_end and autocast",
+        )
+        for rule in (STEP, TOLERANCE)
+        for path, value in (("train.random_end", 0.1), ("train.autocast", "bf16"))
+    ],
     ({**RESNET, **STEP, "train.solver": "euler@4"}, "train: adapt goes without a resnet, whose layers are its steps"),
     ({**AGREEMENT, "data.num_validation": 0}, "the rule agreement is judged on validation images: set data: num_val"),
     ({"model.basis.knots": "free", "train.phases": PHASES}, "phases: free knots cannot be carried from another basis"),

@@ -219,7 +219,7 @@ def test_settled_trainings_have_the_state_that_they_have_alone(tmp_path):
 
 
 def test_attempts_share_the_seconds_and_say_so(tmp_path, monkeypatch):
-    """So that the seconds of all attempts add up to the machine's."""
+    """Seconds are those of the clock; divided by `share` they add up to the machine's."""
     clock = [0.0]
     monkeypatch.setattr("pipeline.attempt.time.monotonic", lambda: clock[0])
 
@@ -230,13 +230,13 @@ def test_attempts_share_the_seconds_and_say_so(tmp_path, monkeypatch):
     paths, jobs = written(tmp_path, [job(seed, epochs=1) for seed in range(SEEDS)])
     assert train(jobs, paths, on_cpu(), nine_seconds_a_step)
     found = [attempts(paths, name)[0] for name in jobs]
-    assert [a.reason for a in found] == ["ok (one of 3 side by side)"] * SEEDS
+    assert [(a.reason, a.share) for a in found] == [("ok", SEEDS)] * SEEDS
     assert [(a.from_step, a.to_step, a.outcome) for a in found] == [(0, STEPS // 2, "finished")] * SEEDS
-    assert [a.seconds for a in found] == [9 * (STEPS // 2) / SEEDS] * SEEDS
+    assert [a.seconds for a in found] == [9 * (STEPS // 2)] * SEEDS
     monkeypatch.undo()
     paths, jobs = written(tmp_path / "one", [job(0, epochs=1)])
     assert train(jobs, paths, on_cpu(), lambda: False)
-    assert attempts(paths, *jobs)[0].reason == "ok"
+    assert (attempts(paths, *jobs)[0].reason, attempts(paths, *jobs)[0].share) == ("ok", 1)
 
 
 def test_each_leaves_the_paths_of_its_own_weights(tmp_path):
@@ -285,5 +285,5 @@ def test_the_stage_trains_several_and_skips_what_is_finished(tmp_path):
     assert found.returncode == 0, found.stderr
     assert f"{first} is finished" in found.stderr
     assert len(attempts(paths, first)) == 1
-    assert {attempts(paths, name)[0].reason for name in others} == {"ok (one of 2 side by side)"}
+    assert {(attempts(paths, name)[0].reason, attempts(paths, name)[0].share) for name in others} == {("ok", 2)}
     check_against(tmp_path / "alone", paths, jobs)

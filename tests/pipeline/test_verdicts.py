@@ -117,8 +117,18 @@ def test_nothing_is_said_of_points_that_the_training_solver_itself_loses():
 def test_the_limit_does_not_judge_itself():
     row = verdict(LIMIT, FINE, 0.5)
     assert row.verdict == "undecided"
-    assert f"{LIMIT} is the finest solver" in row.reason
+    assert f"{LIMIT}, the finest solver judged with, is no finer than {LIMIT}" in row.reason
     assert (row.logit_gap, row.agreement, row.num_finer) == (0.0, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("own", "solvers"),
+    [("euler@64", ("euler@4", "euler@16")), ("rk4@16", ("euler@16", "euler@64")), ("dopri5@1e-4", ("dopri5@1e-2",))],
+)
+def test_a_limit_that_is_coarser_than_the_training_decides_nothing(own, solvers):
+    row = verdict(own, solvers, 2.0)
+    assert (row.verdict, row.ode_within) == ("undecided", None)
+    assert f"the finest solver judged with, is no finer than {own}" in row.reason
 
 
 @pytest.mark.parametrize(("scale", "own", "answer"), [(0.5, "euler@64", "ode"), (2.0, "euler@4", "discrete")])
