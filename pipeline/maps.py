@@ -113,9 +113,9 @@ def _faded(results: Results) -> Frame:
 
 def _ended_with(results: Results) -> list[str]:
     """For each row of the table the solver of the training, at its end."""
-    ended = results.curves.drop_duplicates("job", keep="last").set_index("job")["solver"]
-    table = results.table
-    return [str(ended.get(job) or solver) for job, solver in zip(table["job"], table["train.solver"])]
+    table, ended = results.table, results.curves.drop_duplicates("job", keep="last").set_index("job")["solver"]
+    rows = zip(table["job"], table["trained_with"], table["train.solver"])
+    return [str(ended[job]) if trained == OWN else solver for job, trained, solver in rows]
 
 
 def _draw_panel(ax: Axes, panel: Panel, solvers: list[str], limits: dict[str, Any], size: float | None) -> Any:
