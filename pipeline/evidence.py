@@ -206,6 +206,8 @@ def _draw_paths(ax: Axes, rows: Frame, title: str) -> None:
             ax.plot(x, y, linestyle="none", marker="o", markersize=2.6, markeredgewidth=0.6, color=colour, **style)
     ax.autoscale_view()
     ax.set_aspect("equal", adjustable="datalim")
+    ax.locator_params(nbins=4)
+    ax.ticklabel_format(scilimits=(-3, 4))  # the flow of a discrete net may end anywhere
     set_title(ax, title, 4)
 
 
