@@ -2,7 +2,7 @@
 
 Each ends with the weights, rows and checkpoints that it has when trained alone, which is a stack of one: in a batched
 product a network's numbers do not depend on how many others there are. On a CPU that is so to the bit where batches and
-width are multiples of 16, as those of the experiments are; elsewhere to rounding, since the library's products depend
+width are multiples of 16, as in spheres-critical-step.yaml; elsewhere to rounding, since the library's products depend
 on whether a matrix begins at a multiple of 64 bytes. Means over an epoch are added up in another order: to rounding.
 """
 
@@ -21,7 +21,7 @@ from pipeline.training import Training
 
 
 class SideBySide:
-    """The trainings must stand at the same step, and be alike but for the seed. While they run, their weights and the
+    """The trainings must stand at the same place, and be alike but for the seed. While they run, their weights and the
     optimiser's state are here; `settle` gives them back."""
 
     def __init__(self, trainings: Sequence[Training]):
@@ -111,9 +111,10 @@ class SideBySide:
         hits = (logits.detach().argmax(2) == labels).float().mean(1)
         nothing = torch.zeros_like(hits)
         self.totals += torch.stack([losses.detach(), hits, nothing, nothing], dim=1).double() * labels.shape[1]
+        evals = self.stack.num_evals(self.solver)
         for training in self.running:
             training.sums.images += labels.shape[1]
-            training.sums.evals += self.stack.num_evals(self.solver)
+            training.sums.evals += evals
             training.sums.batches += 1
         return True
 

@@ -97,7 +97,7 @@ def main(arguments: argparse.Namespace) -> int:
     set_threads(arguments.threads)
     whole = [job for job in configs if all(Path(path).exists() for path in paths.trained(job))]
     for job in whole:
-        log.info("%s is finished; delete its model to train it again", job)
+        log.info("%s is finished; delete its folder to train it again", job)
         del configs[job]
     if not configs:
         return 0
@@ -131,7 +131,7 @@ if __name__ == "__main__":
         metavar="PID",
         help="checkpoint and leave when this parent process is gone (a Snakemake that was killed)",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the solve (fixed-step solvers)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the solve (fixed steps; one job)")
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0, help="seconds between checkpoints")
     parser.add_argument(
         "--checkpoint-epochs", type=int, default=0, help="epochs between checkpoints (0: by time alone)"
