@@ -151,7 +151,8 @@ class Network(nn.Module):
         blocks = [part for part in self.parts if isinstance(part, Block)]
         for part in self.parts:
             if isinstance(part, Block):
-                step = starting_step(partial(part.field, 0.0), h, FIXED_METHODS[method].order)
+                begin = partial(part.field, 0.0)
+                step = starting_step(lambda _, state, f=begin: f(state), h, FIXED_METHODS[method].order)
                 smallest = min(smallest, step)
                 if part is blocks[-1]:
                     break

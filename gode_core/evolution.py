@@ -240,6 +240,17 @@ class Coupled(nn.Module):
         """h of z."""
         return self._split(z)[0].view(self.shape)
 
+    def finite(self, z: Tensor) -> Tensor:
+        """(B,) bool: samples of which h is finite; none if theta is not."""
+        h, theta = self._split(z)
+        return torch.isfinite(h.view(self.shape[0], -1)).all(1) & torch.isfinite(theta).all()
+
+    def only(self, chosen: Tensor, z: Tensor) -> Tensor:
+        """z with some of its samples (B,) alone, which the solve is about from now on."""
+        h, theta = self.unpack(z)[chosen], self._split(z)[1]
+        self.shape = h.shape
+        return torch.cat([h.flatten(), theta])
+
     def norm(self, z: Tensor) -> Tensor:
         """The larger root mean square of the two parts: in a mean over both, the larger part hides the other."""
         return torch.stack([part.square().mean().sqrt() for part in self._split(z)]).max()

@@ -50,18 +50,20 @@ def initialise(network: Network, scheme: str, generator: torch.Generator) -> Non
             _draw_weight(module.weight.data, scheme, generator, num_coefficients=1)
             if module.bias is not None:
                 _draw_bias(module.bias.data, module.weight.data, scheme, generator)
+    laws = [module.g for module in network.modules() if isinstance(module, Evolution)]  # these drew by themselves
     for module in network.modules():
         if isinstance(module, Field) and isinstance(module.basis, Fourier | Legendre | Chebyshev):
-            _start_constant(module, scheme)
+            _start_constant(module, shared_out=scheme == "gode_release" and module not in laws)
 
 
-def _start_constant(field: Field, scheme: str) -> None:
+def _start_constant(field: Field, shared_out: bool) -> None:
     """theta(t) = theta_1: of these bases the first function is 1, and the others reach over all depths, so that drawn
-    alike they would make weights several times as large as one coefficient's."""
+    alike they would make weights several times as large as one coefficient's. shared_out: a kernel's size was, among
+    its coefficients."""
     for parameter in field.layers.parameters():
         if len(parameter) > 1:
             parameter.data[1:] = 0
-            if scheme == "gode_release" and parameter.dim() > 2:  # which has shared its size out among them
+            if shared_out and parameter.dim() > 2:
                 parameter.data[0] *= math.sqrt(len(parameter))
 
 

@@ -125,6 +125,52 @@ class _OnPoints:
         return torch.stack(seen, dim=-3).flatten(-2).flatten(-3, -2)
 
 
+class _Pointwise(torch.autograd.Function):
+    """A 1x1 convolution of each of S models' images, (B, S, C_in, L) -> (B, S, C_out, L), as products of matrices: in a
+    training step the library's takes twice as long, for one model too, and for one its bits are others than for two."""
+
+    @staticmethod
+    def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(h, weight)
+        ctx.has_bias = bias is not None
+        flat, each = h.flatten(0, 1), weight.expand(len(h), -1, -1, -1).flatten(0, 1)
+        out = torch.bmm(each, flat).unflatten(0, h.shape[:2])
+        return out if bias is None else out.add_(bias[..., None])
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):  # type: ignore[override]
+        h, weight = ctx.saved_tensors
+        flat, each = upstream.flatten(0, 1), weight.expand(len(h), -1, -1, -1).flatten(0, 1)
+        back = torch.bmm(each.mT, flat).unflatten(0, h.shape[:2])
+        own = torch.bmm(flat, h.flatten(0, 1).mT).unflatten(0, h.shape[:2]).sum(0)
+        return back, own, upstream.sum((0, 3)) if ctx.has_bias else None
+
+
+class _SideBySide:
+    """Convolutions of S models' images, (S, B, C_in, H, W) -> (S, B, C_out, H, W), as one in groups that do not mix.
+    What lies in memory as `beside` has it, and all that is made of it, is copied nowhere."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.size, kernel = weight.shape[0], weight.shape[-1]
+        self.padding = kernel // 2
+        self.weight = weight.flatten(0, 1) if kernel > 1 else weight.flatten(2)
+        self.bias = bias.flatten() if kernel > 1 and bias is not None else bias
+
+    def __call__(self, h: Tensor) -> Tensor:
+        images = h.transpose(0, 1)
+        if self.padding:
+            out = F.conv2d(images.flatten(1, 2), self.weight, self.bias, padding=self.padding, groups=self.size)
+            return out.unflatten(1, (self.size, -1)).transpose(0, 1)
+        out = _Pointwise.apply(images.flatten(3), self.weight, self.bias)
+        assert isinstance(out, Tensor)
+        return out.unflatten(3, h.shape[3:]).transpose(0, 1)
+
+
+def beside(h: Tensor) -> Tensor:
+    """(S, B, C, H, W), the same numbers, in memory in the order B, S, C, H, W."""
+    return h.transpose(0, 1).contiguous().transpose(0, 1)
+
+
 class DepthConv(nn.Module):
     """Convolution over 1 or 2 dimensions, `same` padding, odd kernel: (B, C_in, ...) -> (B, C_out, ...).
 
@@ -146,6 +192,8 @@ class DepthConv(nn.Module):
     def at(self, t: float, weight: Tensor, bias: Tensor | None = None) -> Function:
         if self.dims == 1 and self.cardinality == 1:
             return _OnPoints(weight, bias)
+        if weight.dim() == self.dims + 3:
+            return _SideBySide(weight, bias)
         convolve = {1: F.conv1d, 2: F.conv2d}[self.dims]
         return partial(convolve, weight=weight, bias=bias, padding=weight.shape[-1] // 2, groups=self.cardinality)
 

@@ -28,23 +28,42 @@ from gode_core.solvers import Fixed
 CHUNK = 1 << 18  # orientations at a time: 2 MiB in float64, and a few such tensors
 
 
-def flow_jacobian(flow: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+def flow_jacobian(flow: Callable[[Tensor], Tensor], points: Tensor, *, forward: bool = False) -> Tensor:
     """(B, d, d): entry (b, i, j) is the derivative of coordinate i of the image of point b by the point's coordinate j.
 
     flow: of the points (B, ...) to images of their shape, for example `lambda x: integrate(field, x, solver).h1`. By
     one backward pass for each coordinate, through its sum over the batch. The step sizes of an adaptive solver are
-    taken as given. Raises ValueError if the images have another shape, or no derivative.
+    taken as given. forward: by one forward pass for each coordinate, which keeps no graph of all the steps: for flows
+    of fixed explicit steps. Raises ValueError if the images have another shape, or, by backward passes, no derivative.
     """
+    if forward:
+        return _derivatives(lambda x: _same_shape(flow(x), points).flatten(1), points)
     with torch.enable_grad():
         points = points.detach().requires_grad_()
-        images = flow(points)
-        if images.shape != points.shape:
-            raise ValueError(f"the flow must keep the shape {tuple(points.shape)}, it gives {tuple(images.shape)}")
+        images = _same_shape(flow(points), points)
         if not images.requires_grad:
             raise ValueError("the flow's images have no derivative: does it run under torch.no_grad, or detach them?")
         sums = images.flatten(1).sum(0).unbind()
     rows = [torch.autograd.grad(each, points, retain_graph=True, materialize_grads=True)[0] for each in sums]
     return torch.stack([row.flatten(1) for row in rows], dim=1)
+
+
+def _same_shape(images: Tensor, points: Tensor) -> Tensor:
+    if images.shape != points.shape:
+        raise ValueError(f"the flow must keep the shape {tuple(points.shape)}, it gives {tuple(images.shape)}")
+    return images
+
+
+@torch.no_grad()
+def _derivatives(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """(..., d): of the function's values by each coordinate of the points, which it carries along as directions."""
+    columns = []
+    for direction in torch.eye(points[0].numel(), dtype=points.dtype, device=points.device):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(points, direction.view_as(points[0]).expand_as(points).clone())
+            values, tangent = forward_ad.unpack_dual(function(dual))
+            columns.append(torch.zeros_like(values) if tangent is None else tangent)
+    return torch.stack(columns, dim=-1)
 
 
 @torch.no_grad()
@@ -65,13 +84,8 @@ def step_determinants(field: Any, points: Tensor, solver: Fixed) -> Tensor:
     By forward differentiation: d solves, each of which carries one direction along, give all N at once. Use a field and
     points in float64: where a map contracts one direction much more than another, rounding decides the sign.
     """
-    columns = []
-    for direction in torch.eye(points[0].numel(), dtype=points.dtype, device=points.device):
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(points, direction.view_as(points[0]).expand_as(points).clone())
-            tangents = [forward_ad.unpack_dual(state).tangent for state in _states(field, dual, solver)]
-            columns.append(torch.stack([tangent.flatten(1) for tangent in tangents], dim=1))  # type: ignore[union-attr]
-    return torch.linalg.det(torch.stack(columns, dim=-1).double())
+    jacobians = _derivatives(lambda x: torch.stack([h.flatten(1) for h in _states(field, x, solver)], dim=1), points)
+    return torch.linalg.det(jacobians.double())
 
 
 def share_folded(determinants: Tensor) -> float:

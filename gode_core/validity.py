@@ -14,7 +14,8 @@ finer solvers hold together, over draws of the samples, for this one trained mod
     undecided   neither: a gap near the margin, too few samples, or a limit that was not reached
 
 A coarser solver may always fail, which proves nothing. Nor does the accuracy under the training solver alone, which is
-as high for a discrete net.
+as high for a discrete net. And a net that is no better than a guess agrees with itself under every solver: that shows
+nothing.
 
 No torch here: these are functions of counts and numbers.
 """
@@ -24,48 +25,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, linear_regression
+from statistics import linear_regression
 from typing import Literal, get_args
 
+from gode_core.intervals import check_share, paired_interval
 from gode_core.solvers import Fixed, Implicit, Solver
 
 Answer = Literal["ode", "discrete", "undecided"]
-
-
-def paired_interval(num_lost: int, num_gained: int, num_samples: int, confidence: float) -> tuple[float, float]:
-    """The score interval of the gap (Tango 1998, Statistics in Medicine 17, 891-908), of asymptotic coverage
-    `confidence`: all D with
-
-        |lost - gained - n D| <= z sqrt(n (2 q + D (1 - D))),
-
-    q being the most likely probability of `gained` if the gap is D. It lies in [-1, 1], contains the gap, and with no
-    discordant sample at all it is +- z^2 / (n + z^2): 381 samples are the fewest that can show, at 95 %, that a gap is
-    below 0.01.
-    """
-    if min(num_lost, num_gained) < 0 or num_lost + num_gained > num_samples or num_samples < 1:
-        raise ValueError(f"{num_lost} samples lost and {num_gained} gained, of {num_samples}: not possible")
-    _check_share("confidence", confidence)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return -_upper(num_gained, num_lost, num_samples, z), _upper(num_lost, num_gained, num_samples, z)
-
-
-def _upper(lost: int, gained: int, n: int, z: float) -> float:
-    """The largest D of the interval, by bisection: the score falls with D."""
-    inside, outside = (lost - gained) / n, 1.0
-    for _ in range(54):  # as many as a float has digits
-        d = (inside + outside) / 2
-        b = (2 * n - lost + gained) * d - lost - gained  # q is the larger root of 2 n q^2 + b q = gained d (1 - d)
-        q = (math.sqrt(max(0.0, b * b + 8 * n * gained * d * (1 - d))) - b) / (4 * n)
-        if n * d - lost + gained <= z * math.sqrt(max(0.0, n * (2 * q + d * (1 - d)))):
-            inside = d
-        else:
-            outside = d
-    return inside
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie in (0, 1), got {value:g}")
+VAGUE = 2 / 3  # of the training solver's distance to the limit: a check that is farther from it doubts the limit
 
 
 @dataclass(frozen=True)
@@ -130,10 +97,12 @@ def may_be_finer(other: Solver, own: Solver) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """gap, gap_low, gap_high: of the limit, and its interval. worst_...: of that one of the `num_finer` finer solvers
-    whose gap is the largest in absolute value; None if there is none. All intervals hold together at `confidence`.
+    """gap, gap_low, gap_high: of the limit, and its interval. worst_...: of the `num_finer` other solvers that count
+    the one whose gap is the largest in absolute value; None if there is none. All intervals hold together, at
+    `confidence`.
     Gaps are shares of samples: positive if the other solver is less accurate. reason: a sentence, in percent points.
-    ode_within: the smallest margin at which the verdict would be `ode`; None if the limit was not reached."""
+    ode_within: the smallest margin at which the verdict would be `ode`; None if the limit was not reached.
+    limit_check, limit_check_gap: of the other solvers the one nearest to the limit, and its error."""
 
     verdict: Answer
     reason: str
@@ -148,6 +117,8 @@ class Verdict:
     confidence: float
     margin: float
     ode_within: float | None
+    limit_check: str | None
+    limit_check_gap: float | None
 
 
 @dataclass(frozen=True)
@@ -189,7 +160,6 @@ def _points(share: float) -> str:
 def judge(
     training_error: float | None,
     limit: Judgement,
-    limit_error: float | None,
     others: Sequence[Judgement],
     *,
     margin: float = 0.01,
@@ -200,7 +170,6 @@ def judge(
 
     training_error: distance of the training solver's logits to those in the limit; None if it does not exist.
     limit: a solver so fine that it stands for h -> 0. Its `error` is not read.
-    limit_error: its distance from a second solver nearly as fine, in the unit of the errors; None: not measured.
     others: solvers beside the limit and the training solver that `may_be_finer`.
     limit_reached: False if the solve in the limit was given up (budget, underflow).
 
@@ -211,18 +180,23 @@ def judge(
     If the limit was not reached, nothing says what the flow is, nor which solvers are finer: `undecided`. A solve in
     the limit that became not finite *was* followed to its end: its failed samples are lost, and that is a finding.
 
-    If limit_error > training_error, errors measured from the limit do not rank solvers: the limit itself may be farther
-    from the flow than the solvers it is to rank. What would then be `discrete` by others than the limit is `undecided`.
-    The limit itself still makes it `discrete`: to doubt that, one must hold that the coarser training solver found the
-    flow that the limit missed. `ode` stands too: it claims no more than that the accuracies agree.
+    The limit is checked by the nearest of the others. Halved steps of Euler's method halve the distance to an exact
+    limit, those of better methods leave less. So if the check is more than VAGUE as far from it as the training solver,
+    the limit is off itself, perhaps farther than the training solver, and errors measured from it rank nothing: what
+    would be `discrete` is `undecided`, and for `ode` the gap of the check counts too. A training solver as exact as the
+    limit has such a check as well, and all agree: it stays an `ode`. Without others the limit is believed.
 
     Raises ValueError for judgements of different samples, two of one solver, or counts that are not possible.
     """
-    _check(training_error, limit, limit_error, others, margin, confidence)
+    _check(training_error, limit, others, margin, confidence)
+    check = min((o for o in others if o.error is not None), key=lambda o: o.error or 0.0, default=None)
+    nearest = None if check is None else check.error
+    vague = nearest is not None and training_error is not None and nearest > VAGUE * training_error
     finer = [o for o in others if training_error is not None and o.error is not None and o.error <= training_error]
+    if vague and check is not None and check not in finer:
+        finer.append(check)
     each = 1 - (1 - confidence) / (1 + len(finer))
     gap, *gaps = (_Gap.at(judgement, each) for judgement in (limit, *finer))
-    vague = limit_error is not None and training_error is not None and limit_error > training_error
     if limit_reached:
         answer, reason = _decide(gap, gaps, margin, vague)
     else:
@@ -239,17 +213,20 @@ def judge(
         confidence=confidence,
         margin=margin,
         ode_within=max(g.reach for g in (gap, *gaps)) if limit_reached else None,
+        limit_check=None if check is None else check.solver,
+        limit_check_gap=nearest,
     )
 
 
 def _decide(limit: _Gap, finer: list[_Gap], margin: float, vague: bool) -> tuple[Answer, str]:
-    """vague: the limit is farther from its neighbour than from the training solver."""
+    """vague: the limit may be farther from the flow than the training solver."""
     allowed = f"the margin of {_points(margin)} points"
     against = sorted((g for g in finer if g.outside(margin)), key=lambda g: -abs(g.gap))
+    if vague and (limit.outside(margin) or against):
+        worst = limit if limit.outside(margin) else against[0]
+        return "undecided", f"{worst}: beyond {allowed}, but the limit {limit.of.solver} is too inexact to tell"
     if limit.outside(margin):
         return "discrete", f"in the limit, {limit}: beyond {allowed}"
-    if against and vague:
-        return "undecided", f"{against[0]}: beyond {allowed}, but the limit is too inexact to say that it is finer"
     if against:
         return "discrete", f"a finer solver, {against[0]}: beyond {allowed}"
     widest = max((limit, *finer), key=lambda g: g.reach)
@@ -258,11 +235,10 @@ def _decide(limit: _Gap, finer: list[_Gap], margin: float, vague: bool) -> tuple
     return "undecided", f"{widest}: neither within nor beyond {allowed} on {widest.of.num_samples} samples"
 
 
-def _check(training_error, limit: Judgement, limit_error, others: Sequence[Judgement], margin, confidence) -> None:
+def _check(training_error, limit: Judgement, others: Sequence[Judgement], margin, confidence) -> None:
     _check_error("the training solver", training_error)
-    _check_error("the limit's own error", limit_error)
-    _check_share("margin", margin)
-    _check_share("confidence", confidence)
+    check_share("margin", margin)
+    check_share("confidence", confidence)
     names = [each.solver for each in (limit, *others)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"`{twice[0]}` is judged twice; the limit and each other solver are given once")

@@ -15,6 +15,7 @@ from gode_core.integrate import integrate, prepare
 from gode_core.laws import EVOLUTIONS
 from gode_core.layers import DepthLinear
 from gode_core.networks import raw_network
+from gode_core.smooth_bases import Fourier
 from gode_core.solvers import Adaptive, Fixed, parse_solver
 
 OPTIONS = {
@@ -367,6 +368,20 @@ def test_an_adaptive_solve_that_is_given_up_returns_a_state():
 # --- which weights, saving, drawing, refusals ---
 
 
+@torch.no_grad()
+def test_a_lost_sample_leaves_the_others_and_the_weights_alone():
+    """Under an adaptive solver; weights that are lost take all samples with them."""
+    field, solver, h0 = evolving("linear"), Adaptive("dopri5", 1e-6, 1e-6), state()
+    alone = integrate(field, h0[[0, 2]], solver)
+    h0[1, 0, 0] = math.inf
+    solution = integrate(field, h0, solver)
+    assert (solution.status, solution.stopped) == ("nonfinite", None)
+    assert torch.equal(solution.h1[[0, 2]], alone.h1)
+    assert solution.h1[1].isnan().all()
+    next(law(field).parameters()).fill_(math.inf)
+    assert integrate(field, state(), solver).stopped == "nonfinite"
+
+
 def test_kernels_alone_evolve_when_told_so():
     field = evolve(preactivation(4, 2, constant()), "path", vary_all=False, method="euler", num_steps=4)
     assert field.evolution.names == [(2, "weight"), (5, "weight")]
@@ -433,6 +448,20 @@ def test_it_stands_in_a_network_and_is_drawn_with_it():
     initialise(network, "kaiming_normal", torch.Generator().manual_seed(5))
     assert (law(network.fields[0]).inwards != first).any()
     assert network(torch.randn(2, 1, 6, 6), Fixed("euler", 4)).shape == (2, 3)
+
+
+def test_what_is_random_in_g_is_as_large_on_any_basis():
+    """V from N(0, 1 / P). The scheme gode_release shares a kernel's size out among its coefficients, and on a basis
+    without knots gives it back to the first; V was never shared out."""
+    sizes = []
+    for basis in (constant(), Fourier(5)):
+        network = raw_network((1, 6, 6), 3, 4, constant())
+        evolve(network.fields[0], "linear", method="euler", num_steps=4, basis=basis, rank=8)
+        initialise(network, "gode_release", torch.Generator().manual_seed(0))
+        inwards = law(network.fields[0]).inwards
+        sizes.append(inwards[0].std().item() * inwards.shape[-1] ** 0.5)
+        assert (inwards[1:] == 0).all()
+    assert sizes == pytest.approx([1, 1], rel=0.1)
 
 
 def test_refusals():

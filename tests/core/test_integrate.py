@@ -172,7 +172,7 @@ def test_gradient_equals_finite_differences(method):
 
         return integrate(rhs, h, Fixed(method, 3)).h1.square().sum()
 
-    assert torch.autograd.gradcheck(loss, (state().requires_grad_(), *values), eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(loss, (state().requires_grad_(), *values), eps=1e-6, atol=1e-6, fast_mode=True)
 
 
 class Smooth(nn.Module):
@@ -229,6 +229,42 @@ def test_non_finite_is_a_status(solver):
     blow_up = integrate(lambda t, h: 10 * h * h, ONE.float(), parse_solver(solver), max_steps=500)
     assert start.status == later.status == "nonfinite"
     assert blow_up.status in ("nonfinite", "budget", "underflow") or solver == "rk4@4"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bad", ["at once", "on the way"])
+@pytest.mark.parametrize("solver", ["dopri5@1e-8", "bosh3@1e-7"])
+def test_a_sample_that_leaves_the_numbers_takes_no_other_with_it(solver, bad):
+    """h' = h, up to h = 5: there the slope is infinite. States on the way are kept too."""
+    h0 = torch.tensor([[0.5], [3.5], [-1.0], [4.0]], dtype=torch.float64)
+    if bad == "at once":
+        h0[[1, 3]] = math.inf
+
+    def field(t, h):
+        return torch.where(h < 5, h, math.inf)
+
+    solution = integrate(field, h0, parse_solver(solver), depths=[0.125, 0.5])
+    assert (solution.status, solution.stopped, solution.t) == ("nonfinite", None, 1.0)
+    for found, t in zip((*solution.states, solution.h1), (0.125, 0.5, 1.0)):
+        torch.testing.assert_close(found[[0, 2]], h0[[0, 2]] * math.exp(t), rtol=1e-5, atol=0)
+        ended = t > 0.125 or bad == "at once"
+        assert found[[1, 3]].isnan().all() == ended
+
+
+@torch.no_grad()
+def test_when_all_samples_left_the_numbers_the_solve_ends():
+    h0 = torch.tensor([[3.0], [4.0]], dtype=torch.float64)
+    solution = integrate(lambda t, h: torch.where(h < 5, h, math.inf), h0, parse_solver("dopri5@1e-5"))
+    assert solution.stopped == "nonfinite"
+    assert solution.t < math.log(5 / 3)
+    assert solution.h1.isfinite().tolist() == [[True], [False]]  # the one that was lost first
+
+
+def test_with_a_gradient_a_lost_sample_ends_the_solve():
+    """Its gradient would be nan anyway."""
+    h0 = torch.tensor([[0.5], [3.0]], dtype=torch.float64, requires_grad=True)
+    solution = integrate(lambda t, h: torch.where(h < 5, h, math.inf), h0, parse_solver("dopri5@1e-5"))
+    assert solution.stopped == "nonfinite"
 
 
 def test_the_adjoint_has_a_budget_too():

@@ -17,7 +17,7 @@ from gode_core.fields import _functions, bottleneck, perceptron
 from gode_core.free_knots import FreeKnots
 from gode_core.integrate import integrate
 from gode_core.layers import MAX_PLACES, ConcatTime, DepthConv, Depths, ReLU, affine, weights_at
-from gode_core.networks import raw_network
+from gode_core.networks import raw_network, stem_network
 from gode_core.solvers import Fixed, Layers
 from gode_core.stacked import Stack
 
@@ -57,8 +57,18 @@ def apart(found, expected):
 def test_each_network_has_the_output_and_the_gradients_that_it_has_alone(name, dense, solver, gradient, dtype):
     """Of the inputs too; with an upstream gradient for each network."""
     networks = [network(seed, BASES[name], dtype, dense=dense, scale=0.7) for seed in range(SIZE)]
+    check_each(networks, (1, D), solver, gradient, dtype)
+
+
+def test_points_may_be_padded_too():
+    for options in ({"pad_channels": 3}, {"pad_channels": 5, "dense": True}):
+        networks = [network(seed, **options) for seed in range(SIZE)]
+        check_each(networks, (1, D), SOLVERS[0], "direct", torch.float64)
+
+
+def check_each(networks, shape, solver, gradient, dtype):
     stack = Stack(networks)
-    points = drawn(SIZE, BATCH, 1, D, dtype=dtype).requires_grad_()
+    points = drawn(SIZE, BATCH, *shape, dtype=dtype).requires_grad_()
     upstream = drawn(SIZE, BATCH, 4, seed=1, dtype=dtype)
     logits = stack(points, solver, gradient)
     assert logits.shape == (SIZE, BATCH, 4)
@@ -115,9 +125,7 @@ def evolving():
 
 
 REFUSED = {
-    "an image": lambda: [network(shape=(1, 4, 4))],
-    "padded": lambda: [network(pad_channels=3)],
-    "padded coordinates": lambda: [network(pad_channels=5, dense=True)],
+    "a stem": lambda: [stem_network(1, 2, 4, 2, lambda c: bottleneck(c, 2, 2, constant()))],
     "discrete": lambda: [
         network(basis=None, discrete=Discrete(Layers((2,)), RULES["residual"])),
     ],

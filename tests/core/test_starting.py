@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from gode_core import starting
 from gode_core.bases import constant
 from gode_core.fields import bottleneck
-from gode_core.starting import starting_step
+
+
+def starting_step(f, h0, order):
+    """Of a field that does not depend on depth."""
+    return starting.starting_step(lambda _, h: f(h), h0, order)
 
 
 class Counted:
@@ -59,6 +64,22 @@ def test_the_probe_bounds_the_step_where_the_state_is_small():
 def test_a_state_near_zero_is_probed_with_a_millionth(d0):
     h0 = torch.full((4, 1), d0, dtype=torch.float64)
     assert starting_step(torch.ones_like, h0, 1) == pytest.approx(1e-4, rel=1e-9)  # 100 a
+
+
+def test_depth_goes_ahead_with_the_probe_and_the_norm_may_be_another():
+    """f = t, in the norm 7 |x|: d0 = 7 and d1 = 0, so a = 10^-6, and d2 = 7 a / a."""
+    asked = []
+
+    def f(ahead, h):
+        asked.append(ahead)
+        return torch.full_like(h, ahead)
+
+    one = torch.ones(3, 1, dtype=torch.float64)
+    assert starting.starting_step(f, one, 1, lambda x: 7 * x.abs().mean().item()) == pytest.approx(1e-4)
+    assert asked == [0.0, 1e-6]
+    f = {0: 1.0, 0.01: 201.0}  # a = 0.01 d0 / d1; d2 = 200 / 0.01 times the norm's factor
+    norm = starting.starting_step(lambda t, h: f[t] * h, one, 1, lambda x: 0.5 * x.abs().mean().item())
+    assert norm == pytest.approx(math.sqrt(0.01 / (0.5 * (201 * 1.01 - 1) / 0.01)))
 
 
 def test_no_slope_at_all():

@@ -89,6 +89,30 @@ def test_jacobian_of_a_linear_flow_is_the_matrix_exponential():
     assert flow_jacobian(lambda x: weight * torch.ones_like(x), points(4, 2)).eq(0).all()
 
 
+@pytest.mark.parametrize("solver", [Fixed("euler", 7), Fixed("rk4", 3), Fixed("leapfrog", 6)], ids=str)
+def test_the_jacobian_is_the_same_forwards(solver):
+    """Of fixed steps, weights that evolve among them; and of a map that does not depend on a coordinate."""
+    evolving = evolve(perceptron(2, 4, constant()), "linear", method="rk4", num_steps=6, rank=2)
+    for field in (net(basis=clamped(0, 3)), drawn(evolving, 0.5)):
+        backward, forward = (flow_jacobian(flow(field, solver), points(5, 1, 2), forward=way) for way in (False, True))
+        torch.testing.assert_close(forward, backward, rtol=1e-12, atol=1e-14)
+    assert flow_jacobian(torch.ones_like, points(4, 2), forward=True).eq(0).all()
+    with pytest.raises(ValueError, match=r"keep the shape \(5, 2\), it gives \(5, 3\)"):
+        flow_jacobian(lambda x: torch.cat([x, x[:, :1]], dim=1), points(5, 2), forward=True)
+
+
+def test_forwards_nothing_is_kept_of_the_steps():
+    """No call of the field has a gradient to remember."""
+    seen = []
+
+    def field(t, h):
+        seen.append(torch.is_grad_enabled())
+        return linear()(t, h)
+
+    flow_jacobian(flow(field, Fixed("euler", 5)), points(3, 2), forward=True)
+    assert seen == [False] * 10
+
+
 def test_jacobian_of_what_is_no_differentiable_map_of_the_points_is_refused():
     with pytest.raises(ValueError, match=r"keep the shape \(5, 2\), it gives \(5, 3\)"):
         flow_jacobian(lambda x: torch.cat([x, x[:, :1]], dim=1), points(5, 2))
