@@ -3,21 +3,35 @@
 snakemake --cores all                                            the default experiment
 snakemake --cores all --configfile pipeline/experiments/X.yaml   another one
 snakemake --cores all --config results=DIR data=DIR device=cpu   how it is run: changes no number's name
+snakemake --cores all --config fleet=true                        all trainings by a few processes that stay warm
+snakemake --workflow-profile cluster/slurm                       on a cluster
 
 What may not make a job run again (where files lie, the device) stands under `resources`, whose change Snakemake
-ignores; a config.json is `ancient`, since its path holds the hash of what it says, and `describe` has no input, since a
-rule that runs hides what `ancient` readers of its output have to do.
+ignores. A config.json is no input: its path holds the hash of what it says, and `train` writes it. Where jobs share a
+process, Snakemake is told of a mark alone, and their stage knows what is done already. A search is a checkpoint: once
+it is done, its winners are trained and judged like any job.
 """
 
 from pipeline.run import Run
 
-R = Run.of(config, workflow.overwrite_configfiles)
+R = Run.of(config, workflow.overwrite_configfiles, not workflow.is_main_process)
 TRAIN = (
-    "exec python -m pipeline.train {input.config} --data {resources.data}"
-    " --device {resources.device} --threads {threads} --stop-with-parent $PPID 2> {log}"
+    "exec python -m pipeline.train {params.configs} --experiment {resources.experiment} --data {resources.data}"
+    " --device {resources.device} --threads {threads} --checkpoint-seconds {resources.checkpoint_seconds}"
+    " --stop-with-parent $PPID 2> {log}"
+)
+FLEET = (
+    "exec python -m pipeline.fleet --experiment {resources.experiment} --results {resources.results}"
+    " --data {resources.data} --device {resources.device} --cpus {threads}"
+    " --checkpoint-seconds {resources.checkpoint_seconds} --stop-with-parent $PPID --done {output} 2> {log}"
+)
+SEARCH = (
+    "exec python -m pipeline.search {resources.experiment} --results {resources.results} --data {resources.data}"
+    " --device {resources.device} --cpus {threads} --checkpoint-seconds {resources.checkpoint_seconds}"
+    " --stop-with-parent $PPID 2> >(tee {log} >&2)"
 )
 EVALUATE = (
-    "exec python -m pipeline.evaluate {resources.experiment} {input.config} --data {resources.data}"
+    "exec python -m pipeline.evaluate {resources.experiment} {params.configs} --data {resources.data}"
     " --device {resources.device} --threads {threads} 2> {log}"
 )
 
@@ -29,11 +43,14 @@ wildcard_constraints:
 
 localrules:
     all,
-    describe,
     data,
     collect,
     report,
     publish,
+
+
+onstart:
+    R.note_company()
 
 
 onsuccess:
@@ -44,20 +61,6 @@ rule all:
     input:
         R.paths.report(R.name),
         R.paths.published(R.name),
-
-
-rule describe:
-    output:
-        R.configs,
-    log:
-        R.paths.log("describe", R.name),
-    conda:
-        "envs/environment.yaml"
-    resources:
-        experiment=R.file,
-        results=R.paths.root,
-    shell:
-        "exec python -m pipeline.plan {resources.experiment} --write --results {resources.results} 2> {log}"
 
 
 rule data:
@@ -77,7 +80,6 @@ rule data:
 
 rule train:
     input:
-        config=ancient(R.paths.config("{job}")),
         data=ancient(R.data_of),
     output:
         model=R.paths.model("{job}"),
@@ -90,15 +92,18 @@ rule train:
         "envs/environment.yaml"
     threads: 1
     resources:
+        experiment=R.file,
         data=R.data,
         device=R.device,
+        checkpoint_seconds=R.checkpoint_seconds,
+    params:
+        configs=R.paths.config("{job}"),
     shell:
         TRAIN
 
 
 rule evaluate:
     input:
-        config=ancient(R.paths.config("{job}")),
         model=R.paths.model("{job}"),
     output:
         evaluation=R.paths.evaluation("{job}", R.judging),
@@ -113,42 +118,68 @@ rule evaluate:
         experiment=R.file,
         data=R.data,
         device=R.device,
+    params:
+        configs=R.paths.config("{job}"),
     shell:
         EVALUATE
 
 
-for stack in R.stacks:  # jobs that differ in the seed alone, as one computation
+if R.experiment.search:  # its winners are jobs like any other, once they are known
 
-    rule:
-        name:
-            stack.train
+    checkpoint search:
         input:
-            config=ancient(stack.configs),
-            data=ancient(stack.data),
+            data=ancient(R.data_of_search),
         output:
-            stack.trained,
+            R.found,
         log:
-            R.paths.log("train", stack.name),
-        priority: stack.priority
+            R.paths.log("search", R.name),
         conda:
             "envs/environment.yaml"
-        threads: 1
+        threads: workflow.resource_settings.cores or 1
         resources:
+            experiment=R.file,
+            results=R.paths.root,
             data=R.data,
             device=R.device,
+            checkpoint_seconds=R.checkpoint_seconds,
         shell:
-            TRAIN
+            SEARCH
+
+
+if R.fleet:  # all jobs inside one allocation: `--config fleet=true`
+
+    rule fleet:
+        input:
+            data=ancient(R.fleet.data),
+        output:
+            R.fleet.trained,
+        log:
+            R.paths.log("fleet", R.name),
+        conda:
+            "envs/environment.yaml"
+        threads: workflow.resource_settings.cores or 1
+        resources:
+            experiment=R.file,
+            results=R.paths.root,
+            data=R.data,
+            device=R.device,
+            checkpoint_seconds=R.checkpoint_seconds,
+        shell:
+            FLEET
+
+
+for batch in R.trainings:  # jobs that share a process: see pipeline/stacks.py
 
     rule:
         name:
-            stack.evaluate
+            batch.train
         input:
-            config=ancient(stack.configs),
-            model=stack.models,
+            data=ancient(batch.data),
         output:
-            stack.judged,
+            batch.trained,
         log:
-            R.paths.log("evaluate", stack.name),
+            R.paths.log("train", batch.name),
+        priority: batch.priority
         conda:
             "envs/environment.yaml"
         threads: 1
@@ -156,16 +187,41 @@ for stack in R.stacks:  # jobs that differ in the seed alone, as one computation
             experiment=R.file,
             data=R.data,
             device=R.device,
+            checkpoint_seconds=R.checkpoint_seconds,
+        params:
+            configs=batch.configs,
         shell:
-            EVALUATE
+            f"{TRAIN} --done {{output}}"
 
-    workflow.ruleorder(stack.train, "train")
-    workflow.ruleorder(stack.evaluate, "evaluate")
+
+for batch in R.batches:
+
+    rule:
+        name:
+            batch.evaluate
+        input:
+            model=batch.trained,
+        output:
+            batch.judged,
+        log:
+            R.paths.log("evaluate", batch.name),
+        conda:
+            "envs/environment.yaml"
+        threads: 1
+        resources:
+            experiment=R.file,
+            data=R.data,
+            device=R.device,
+        params:
+            configs=batch.configs,
+        shell:
+            f"{EVALUATE} --done {{output}}"
 
 
 rule collect:
     input:
         R.rows,
+        R.rows_of_winners(checkpoints),
     output:
         table=R.paths.table(R.name),
         curves=R.paths.curves(R.name),
@@ -173,6 +229,8 @@ rule collect:
         verdicts=R.paths.verdicts(R.name),
         trajectories=R.paths.trajectory_table(R.name),
         weights=R.paths.weight_paths(R.name),
+        trials=R.trial_tables,
+        collected=touch(R.collected),
     log:
         R.paths.log("collect", R.name),
     conda:

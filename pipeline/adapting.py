@@ -14,9 +14,10 @@ from gode_core.networks import Network
 from gode_core.solvers import Fixed, Solver
 from pipeline.adapt import Answer, Decision, build_adaptation
 from pipeline.config import JobConfig
-from pipeline.data import Split, evaluation_batches, stream
+from pipeline.data import Split, evaluation_batches
 from pipeline.provenance import code_fingerprint
 from pipeline.records import DecisionRecord
+from pipeline.streams import stream
 
 NUM_HELD_OUT = 512  # validation images of one check, if there are so many: fewer can hardly allow a growth
 
@@ -72,7 +73,7 @@ class Adapting:
         assert self.validation is not None
         drawn = torch.randperm(len(self.validation), generator=stream(self.config.seed, "check", step))
         chosen = drawn[:NUM_HELD_OUT].to(self.validation.labels.device)
-        some = Split(self.validation.images[chosen], self.validation.labels[chosen])
+        some = Split(*self.validation.batch(chosen))
         return next(evaluation_batches(some, self.config.data, batch_size=NUM_HELD_OUT, device=self.device))
 
     @torch.no_grad()

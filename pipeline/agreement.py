@@ -13,8 +13,10 @@ accuracies: two solvers may be right equally often on different images.
                 large the logits are.
     decision    by a one-sided normal test of the mean over the B images: mean -+ z s / sqrt(B), s the standard
                 deviation, z the quantile of `confidence`. A true distance at the threshold is taken for another, on
-                either side, with the probability 1 - confidence; what the sample cannot tell changes nothing. With
-                few images nothing can be allowed: of 128, one with another class is too much for a threshold of 0.02.
+                either side, with the probability 1 - confidence; what the sample cannot tell changes nothing. For the
+                share of images with another class the bound is exact (`gode_core.intervals`): it is a small one, of
+                which a normal test knows too much where none was seen. With few images nothing is allowed: for a
+                threshold of 0.02 not with fewer than 149, and of 512 at most 4 may have another class.
 
 That n steps agree with an extrapolated limit is evidence, and no proof: see `gode_core.validity` for the trained model.
 """
@@ -29,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gode_core.intervals import best_guess, share_bound
 from gode_core.solvers import Fixed
 from pipeline.adapt_config import AdaptConfig
 from pipeline.adaptation import Adaptation, Answer, Ask, Decision, first_step, given, num_steps
@@ -42,7 +45,7 @@ class AgreementRule(Adaptation):
     2. Nothing grows while the accuracy is not above the share of the most frequent label by z standard errors of a
        guess: a net that knows nothing agrees with everything. (The paper's rule comes down to one step there.)
     3. A distance below `threshold` (mean + z se) lets n' = floor(n / grow) steps be tried. They are allowed if their
-       distance to that limit, and the share of images with another class, are below `threshold` too (mean + z se).
+       distance to that limit (mean + z se), and the share of images with another class, are below `threshold` too.
     4. After `patience` checks in a row that allowed it, n := n'. Any other outcome begins that count again.
     """
 
@@ -51,7 +54,8 @@ class AgreementRule(Adaptation):
     def __init__(self, config: AdaptConfig, solver: Fixed):
         self.config, self.patience = config, given(config.patience)
         self.threshold, self.grow = given(config.threshold), given(config.grow)
-        self.z = NormalDist().inv_cdf(given(config.confidence))
+        self.confidence = given(config.confidence)
+        self.z = NormalDist().inv_cdf(self.confidence)
         self.method, self.max_steps = solver.method, solver.num_steps
         self.num_steps = self.max_steps
         self.num_allowed = 0  # checks in a row
@@ -79,7 +83,8 @@ class AgreementRule(Adaptation):
                 return decision("limit", before, cost, f"{end}: no more steps are allowed")
             self.num_steps = min(self.max_steps, math.ceil(before.num_steps / self.config.shrink))
             return decision("shrink", self.solver, cost, f"{end}: {self.num_steps} steps from now on")
-        guess = self._best_guess(answer.labels)
+        commonest = answer.labels.bincount().max().item() / len(answer.labels)
+        guess = best_guess(commonest, len(answer.labels), self.confidence)
         if answer.accuracy <= guess:
             end = f"accuracy {answer.accuracy:.4g}, not above what a guess may have ({guess:.4g})"
             return decision("keep", before, cost, f"{said}; {end}")
@@ -102,7 +107,9 @@ class AgreementRule(Adaptation):
     def _compare(self, trial: Answer, reference: Answer) -> tuple[float, bool, str]:
         """The distance of a trial, whether it and the share of other classes are below the threshold, in words too."""
         apart, _, high = self._interval(distances(trial, reference))
-        others, _, others_high = self._interval(other_classes(trial, reference))
+        different = other_classes(trial, reference)
+        others = different.mean().item()
+        others_high = share_bound(int(different.sum()), len(different), self.confidence)
         agrees = max(high, others_high) < self.threshold
         said = f"distance {apart:.4g} (to {high:.4g}), another class {others:.4g} (to {others_high:.4g})"
         return apart, agrees, said if agrees else f"{said}, not clearly below {self.threshold:g}"
@@ -112,11 +119,6 @@ class AgreementRule(Adaptation):
         mean = values.mean().item()
         error = math.inf if len(values) < 2 else values.std().item() / math.sqrt(len(values))
         return mean, mean - self.z * error, mean + self.z * error
-
-    def _best_guess(self, labels: Tensor) -> float:
-        """The accuracy that always guessing the most frequent label does not exceed, with the rule's confidence."""
-        share = labels.bincount().max().item() / len(labels)
-        return share + self.z * math.sqrt(share * (1 - share) / len(labels))
 
     def state(self) -> dict[str, Any]:
         return {"num_steps": self.num_steps, "num_allowed": self.num_allowed}

@@ -19,8 +19,8 @@ from gode_core.solvers import Layers
 from gode_core.stochastic import Stochastic
 from gode_core.transitions import Bottleneck
 from pipeline.config import JobConfig
-from pipeline.data import stream
 from pipeline.model_config import ModelConfig
+from pipeline.streams import stream
 from pipeline.train_config import Phase, TrainConfig
 
 FIELDS = {
@@ -148,11 +148,12 @@ def build_optimiser(network: Network, config: JobConfig) -> torch.optim.Optimize
 def learning_rate(train: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """Of optimiser step `step`, counted from 0: a function of the step alone, so that a resume needs no scheduler."""
     epoch = step / steps_per_epoch
+    lr, _ = train.base_rates(step // steps_per_epoch)
     if epoch < train.warmup_epochs:
-        return train.lr * (step + 1) / math.ceil(train.warmup_epochs * steps_per_epoch)
+        return lr * (step + 1) / math.ceil(train.warmup_epochs * steps_per_epoch)
     if train.schedule == "multistep":
-        return train.lr * train.decay ** sum(epoch >= milestone for milestone in train.milestones)
+        return lr * train.decay ** sum(epoch >= milestone for milestone in train.milestones)
     if train.schedule == "cosine":
         done = (epoch - train.warmup_epochs) / (train.epochs - train.warmup_epochs)
-        return train.lr * 0.5 * (1 + math.cos(math.pi * done))
-    return train.lr
+        return lr * 0.5 * (1 + math.cos(math.pi * done))
+    return lr

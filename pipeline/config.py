@@ -192,7 +192,9 @@ def load_job(path: str | Path, job: str) -> JobConfig:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such job; `python -m pipeline.plan EXPERIMENT --write` writes it") from None
     except ValueError:
-        raise ValueError(f"{path}: not JSON (cut off?); delete it, and Snakemake writes it again") from None
+        raise ValueError(
+            f"{path}: not JSON (cut off?); `python -m pipeline.plan EXPERIMENT --write` writes it again"
+        ) from None
     config = read_job(data, str(path))
     if job_id(config) != job:
         raise ValueError(f"{path}: holds the job {job_id(config)}, not {job}; was it edited?")

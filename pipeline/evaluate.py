@@ -11,7 +11,8 @@ import argparse
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +28,13 @@ from pipeline.config import JobConfig, load_job
 from pipeline.data import evaluation_batches, load_split
 from pipeline.device import choose_device, set_threads
 from pipeline.experiment import Judging, load_experiment
+from pipeline.finished import is_judged
 from pipeline.paths import Paths
 from pipeline.provenance import code_fingerprint
-from pipeline.records import EvaluationRecord, Status, TrainingRecord, read_records, write_records
+from pipeline.records import EvaluationRecord, Status, TrainingRecord, read_records, replace_file, write_records
 from pipeline.verdicts import Geometry, Shares, geometry_of, verdict_of
 
 log = logging.getLogger(__name__)
-MOST_KEPT = 1 << 20  # bytes
 GIVEN_UP = ("budget", "underflow", "unconverged")
 SEVERITY: tuple[Status, ...] = ("ok", "unconverged", "budget", "underflow", "nonfinite")
 
@@ -58,7 +59,8 @@ class Tally:
     batches: int = 0
     seconds: float = 0.0
     status: Status = "ok"
-    given_up: bool = False  # a solve did not come to t = 1
+    given_up: bool = False  # a sample was not followed to t = 1, nor to where it leaves the numbers
+    classes: Counter[int] = field(default_factory=Counter)  # samples of each
 
     def add(self, judged: Judged, trained: Judged, limit: Judged, labels: Tensor) -> None:
         """trained, limit: under the training solver, and the one that stands for h -> 0. A sample whose solve failed
@@ -81,8 +83,10 @@ class Tally:
         self.rejected += sum(solution.num_rejected for solution in prediction.solutions)
         self.batches += 1
         self.seconds += judged.seconds
-        self.given_up |= any(solution.stopped in GIVEN_UP for solution in prediction.solutions)
-        self.status = max([self.status, *(solution.status for solution in prediction.solutions)], key=SEVERITY.index)
+        self.classes.update(labels.tolist())
+        found = [solution.status for solution in prediction.solutions]
+        self.given_up |= any(status in GIVEN_UP for status in found)
+        self.status = max([self.status, *found], key=SEVERITY.index)
 
     @property
     def limit_gap(self) -> float | None:
@@ -211,11 +215,8 @@ def trained_with(config: JobConfig, job: str, paths: Paths) -> Solver:
 
 
 def forget(job: str, paths: Paths) -> None:
-    """Delete what a resume would need: the training is over, and its files are noted. What is small stays: asked for
-    anew beside other jobs, it is not trained again."""
-    resume = Path(paths.resume(job))
-    if resume.exists() and resume.stat().st_size > MOST_KEPT:
-        resume.unlink()
+    """Delete what a resume would need: the training is over, and its files are noted."""
+    Path(paths.resume(job)).unlink(missing_ok=True)
     Path(paths.training_so_far(job)).unlink(missing_ok=True)
 
 
@@ -226,13 +227,19 @@ def main(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     for file in arguments.configs:
         paths, job = Paths.of_config(file)
+        if arguments.done and is_judged(job, judging.id, paths):
+            log.info("%s is judged already", job)
+            continue
         judge(load_job(file, job), job, judging, paths, arguments.data, device)
+    if arguments.done:
+        replace_file(arguments.done, b"")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help="the experiment file that says with which solvers")
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="config.json of trained jobs")
+    parser.add_argument("--done", metavar="FILE", help="judge what is not yet judged; written when all are")
     parser.add_argument("--data", default="data", help="root of the data sets (default: data)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one")
     parser.add_argument("--threads", type=int, default=1, help="threads of this job (default: 1)")

@@ -21,6 +21,10 @@ from gode_core.solvers import Adaptive, Layers, parse_solver
 from pipeline.config import JobConfig, canonical, digest, job_id, read_job
 from pipeline.paths import DEFAULT_EXPERIMENT
 from pipeline.reading import added, need, read_dataclass, unknown_key
+from pipeline.search_config import Search, read_search
+from pipeline.space import laid_over
+
+KEYS = ("name", "question", "job", "sweep", "search", "evaluate_with", "published", "budget")
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,20 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What an experiment may cost in all. No part of a job, nor of how it is judged: see pipeline.cost."""
+
+    gpu_hours: float | None = None  # one GPU for an hour, however busy
+    core_hours: float | None = None  # one core for an hour, where no GPU is used
+
+    def __post_init__(self):
+        limits = {name: value for name, value in vars(self).items() if value is not None}
+        need(bool(limits), "give `gpu_hours`, `core_hours` or both")
+        for name, value in limits.items():
+            need(value > 0, "{} must be positive, got {}", name, value)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A question, the jobs that it takes to answer it, how they are judged, and what others found."""
 
@@ -115,34 +133,55 @@ class Experiment:
     jobs: dict[str, JobConfig]
     evaluate_with: Judging
     published: tuple[Published, ...] = ()
+    budget: Budget | None = None
+    search: Search | None = None  # its winners are further jobs, once it is done: see pipeline.winners
 
 
 def load_experiment(path: str | Path) -> Experiment:
     """Read, check and expand an experiment file. Raises ValueError that says what, where and what is allowed."""
     where = str(path)
     raw = _read_yaml(Path(path))
-    known = ["name", "question", "job", "sweep", "evaluate_with", "published"]
     for key in raw:
-        if key not in known:
-            raise ValueError(f"{where}: {unknown_key(key, known)}")
+        if key not in KEYS:
+            raise ValueError(f"{where}: {unknown_key(key, list(KEYS))}")
     for key in ("question", "job", "evaluate_with"):
         if key not in raw:
-            raise ValueError(f"{where}: `{key}` is missing. Known keys: {', '.join(known)}.")
+            raise ValueError(f"{where}: `{key}` is missing. Known keys: {', '.join(KEYS)}.")
     name, question = raw.get("name", Path(path).stem), raw["question"]
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w-]*", name):
         raise ValueError(f"{where}: name: must be text of letters, digits, `-` and `_`, got {name!r}")
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"{where}: question: must be text, got {question!r}")
+    search = None
+    if "search" in raw:
+        search = read_search(raw["search"], _mapping(raw["job"], where), f"{where}: search")
+    sweep = {} if raw.get("sweep") is None else raw["sweep"]
+    jobs = {} if search is not None and not sweep else _swept(raw["job"], sweep, where)  # of trials, `job` is a part
+    judging = read_dataclass(Judging, raw["evaluate_with"], f"{where}: evaluate_with")
+    found = {} if search is None else {job_id(config): config for config in search.check()}
+    _check_judging(judging, jobs | found, where)
+    in_print = raw.get("published") or []
+    if not isinstance(in_print, list):
+        raise ValueError(f"{where}: published: must be a list, got {in_print!r}")
+    published = [read_dataclass(Published, row, f"{where}: published[{i}]") for i, row in enumerate(in_print)]
+    budget = read_dataclass(Budget, raw["budget"], f"{where}: budget") if "budget" in raw else None
+    return Experiment(name, question.strip(), jobs, judging, tuple(published), budget, search)
+
+
+def _swept(base: Any, sweep: Any, where: str) -> dict[str, JobConfig]:
     jobs: dict[str, JobConfig] = {}
     chosen: dict[str, str] = {}
-    for choice, data in expand(raw["job"], {} if raw.get("sweep") is None else raw["sweep"], where):
+    for choice, data in expand(base, sweep, where):
         place = f"{where}: job with {choice}" if choice else f"{where}: job"
         config = read_job(data, place)
         key = job_id(config)
         if key in jobs:
             raise ValueError(f"{place}: equals the job with {chosen[key]}; each job may stand once")
         jobs[key], chosen[key] = config, choice
-    judging = read_dataclass(Judging, raw["evaluate_with"], f"{where}: evaluate_with")
+    return jobs
+
+
+def _check_judging(judging: Judging, jobs: dict[str, JobConfig], where: str) -> None:
     needy = [key for key, config in jobs.items() if not judging.solvers_of(config)]
     if needy:
         raise ValueError(f"{where}: evaluate_with: solvers: at least one is needed, to judge {needy[0]}")
@@ -152,11 +191,12 @@ def load_experiment(path: str | Path) -> Experiment:
             f"{where}: evaluate_with: the split `validation` needs `num_validation` in the data of each job; "
             f"{unseen[0]} has none"
         )
-    in_print = raw.get("published") or []
-    if not isinstance(in_print, list):
-        raise ValueError(f"{where}: published: must be a list, got {in_print!r}")
-    published = [read_dataclass(Published, row, f"{where}: published[{i}]") for i, row in enumerate(in_print)]
-    return Experiment(name, question.strip(), jobs, judging, tuple(published))
+
+
+def _mapping(base: Any, where: str) -> dict[str, Any]:
+    if not isinstance(base, dict):
+        raise ValueError(f"{where}: job: must be a mapping, got {base!r}")
+    return base
 
 
 def expand(base: Any, sweep: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
@@ -166,8 +206,7 @@ def expand(base: Any, sweep: Any, where: str) -> list[tuple[str, dict[str, Any]]
     a dotted path to a field, and the values that it takes; a mapping is merged into the section that it names, and one
     under `job` into the whole job: for fields that vary together.
     """
-    if not isinstance(base, dict):
-        raise ValueError(f"{where}: job: must be a mapping, got {base!r}")
+    base = _mapping(base, where)
     if not isinstance(sweep, dict):
         raise ValueError(f"{where}: sweep: must map fields to lists of values, got {sweep!r}")
     for path, values in sweep.items():
@@ -175,24 +214,10 @@ def expand(base: Any, sweep: Any, where: str) -> list[tuple[str, dict[str, Any]]
             raise ValueError(f"{where}: sweep: {path}: must be a list of values, got {values!r}")
     combinations = []
     for values in itertools.product(*sweep.values()):
-        data, words = base, []
-        for path, value in zip(sweep, values):
-            data = _merged(data, _nested([] if path == "job" else str(path).split("."), value))
-            words.append(f"{path} = {json.dumps(value, default=str)}")
-        combinations.append((", ".join(words), data))
+        chosen = dict(zip(sweep, values))
+        words = [f"{path} = {json.dumps(value, default=str)}" for path, value in chosen.items()]
+        combinations.append((", ".join(words), laid_over(base, chosen)))
     return combinations
-
-
-def _nested(keys: list[str], value: Any) -> dict[str, Any]:
-    for key in reversed(keys):
-        value = {key: value}
-    return value
-
-
-def _merged(base: Any, over: Any) -> Any:
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over
-    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
 class _Loader(yaml.SafeLoader):

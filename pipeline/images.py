@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import logging
 import math
 import os
 import pickletools
+import uuid
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-from pipeline.records import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -142,21 +140,42 @@ def _decoded(files: list[Path], kept: Path, size: int) -> Tensor:
     if (images := _mapped(kept, shape)) is not None:
         return images
     log.info("decoding %d images under %s", len(files), kept.parent.parent)
+    trouble = None
+    try:
+        _keep(files, kept, size)
+    except OSError as error:
+        trouble = error
+    if (images := _mapped(kept, shape)) is not None:  # perhaps from another process, which was faster
+        return images
+    log.warning("decoded images cannot be kept (%s): they are decoded again at every start", trouble)
     array = np.empty(shape, np.uint8)
     for i, file in enumerate(files):
         array[i] = _decode(file, size)
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
+    return torch.from_numpy(array)
+
+
+def _keep(files: list[Path], kept: Path, size: int) -> None:
+    """Decode into the file `kept`, and delete what former states of the folder, and killed decodings, have left.
+
+    Image after image is written beside it: in memory is but one, and a full disk is an error (where one writes to a map
+    of a file, it ends the process).
+    """
+    kept.parent.mkdir(exist_ok=True)
+    beside = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        replace_file(kept, content.getvalue())
-        for old in kept.parent.glob(f"{kept.name.split('-')[0]}-*.npy"):
-            if old != kept:
-                old.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("decoded images cannot be kept (%s): they are decoded again at every start", error)
-        return torch.from_numpy(array)
-    images = _mapped(kept, shape)
-    return torch.from_numpy(array) if images is None else images
+        with open(beside, "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), 3, size, size)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for path in files:
+                file.write(_decode(path, size).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, kept)
+    finally:
+        beside.unlink(missing_ok=True)
+    for left in kept.parent.glob(f"*{kept.name.split('-')[0]}-*"):
+        if left != kept:
+            left.unlink(missing_ok=True)
 
 
 def _mapped(kept: Path, shape: tuple[int, ...]) -> Tensor | None:

@@ -4,10 +4,18 @@ Under one root (`results/` unless told otherwise):
 
     jobs/<job>/config.json  model.safetensors  training.jsonl  decisions.jsonl  weights.jsonl
                evaluation-<judging>.jsonl  validity-<judging>.jsonl  trajectories-<judging>.jsonl
-    jobs/<job>/state/       resume.pt, training.jsonl (so far), attempts.jsonl; undeclared, since Snakemake
+    jobs/<job>/state/       resume.pt, training.jsonl (so far), attempts.jsonl, lease.json (while it is trained),
+                            killed-*.json (whose attempt is still to be recorded); undeclared, since Snakemake
                             deletes what a failed rule declares
     experiments/<name>/     table.csv, training.csv, decisions.csv, weights.csv, validity.csv, trajectories.csv,
                             report.html, figures/, published.json
+    experiments/<name>/     batches.json (which jobs share a process in the run that was started last)
+    experiments/<name>/     search-<result>.json, trials.csv, trial_training.csv, where it has a search, and
+                            collected-<result> (the tables are of that search)
+    searches/<search>/      trials.jsonl (what was tried, and what became of it); lease.json, stop, tune/
+                            while it runs; undeclared, like the state of a job
+    batches/<batch>.trained, <batch>-<judging>.judged
+                            all jobs of one process are trained, judged
     data/<name>.json        the data set was seen, whole
     logs/<rule>/<job>.log
     mlflow.db, mlartifacts/, mlartifacts.lock
@@ -80,6 +88,15 @@ class Paths:
     def attempts(self, job: str) -> str:
         return f"{self.state(job)}/attempts.jsonl"
 
+    def lease(self, job: str) -> str:
+        return f"{self.state(job)}/lease.json"
+
+    def batch_trained(self, batch: str) -> str:
+        return f"{self.root}/batches/{batch}.trained"
+
+    def batch_judged(self, batch: str, judging: str) -> str:
+        return f"{self.root}/batches/{batch}-{judging}.judged"
+
     def data(self, name: str) -> str:
         return f"{self.root}/data/{name}.json"
 
@@ -106,6 +123,36 @@ class Paths:
 
     def trajectory_table(self, name: str) -> str:
         return f"{self.experiment(name)}/trajectories.csv"
+
+    def found(self, name: str, result: str) -> str:
+        """What a search has come to."""
+        return f"{self.experiment(name)}/search-{result}.json"
+
+    def collected(self, name: str, result: str) -> str:
+        """The mark that the tables hold what that search has come to."""
+        return f"{self.experiment(name)}/collected-{result}"
+
+    def batches(self, name: str) -> str:
+        return f"{self.experiment(name)}/batches.json"
+
+    def trials(self, search: str) -> str:
+        return f"{self.root}/searches/{search}/trials.jsonl"
+
+    def search_lease(self, search: str) -> str:
+        return f"{self.root}/searches/{search}/lease.json"
+
+    def search_stop(self, search: str) -> str:
+        return f"{self.root}/searches/{search}/stop"
+
+    def search_scratch(self, search: str) -> str:
+        """What Ray Tune writes while it runs; deleted in the end."""
+        return f"{self.root}/searches/{search}/tune"
+
+    def trial_table(self, name: str) -> str:
+        return f"{self.experiment(name)}/trials.csv"
+
+    def trial_curves(self, name: str) -> str:
+        return f"{self.experiment(name)}/trial_training.csv"
 
     def report(self, name: str) -> str:
         return f"{self.experiment(name)}/report.html"

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# What can change a trained model or its evaluation, as the report cannot: the modules that import torch.
+# What can change a trained model or its evaluation, as the report cannot: what computes, and what a job's file means.
 NUMERIC = (
     "adapt.py",
     "adapt_config.py",
@@ -19,13 +19,22 @@ NUMERIC = (
     "augmentation.py",
     "build.py",
     "checkpoint.py",
+    "config.py",
     "data.py",
+    "data_config.py",
+    "data_sets.py",
     "device.py",
     "evaluate.py",
     "images.py",
+    "learner.py",
+    "model_config.py",
     "side_by_side.py",
+    "stacks.py",
+    "streams.py",
     "train.py",
+    "train_config.py",
     "training.py",
+    "updates.py",
     "verdicts.py",
 )
 
@@ -51,5 +60,5 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(HERE), *arguments]
+    command = ["git", "--no-optional-locks", "-C", str(HERE), *arguments]  # many jobs have one index
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()

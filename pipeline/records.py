@@ -12,9 +12,9 @@ import math
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 Status = Literal["ok", "nonfinite", "budget", "underflow", "unconverged"]
 
@@ -81,7 +81,7 @@ class ValidityRecord:
     split: Literal["test", "validation"]
     solver: str  # that of the training, at its end
     limit: str  # the solver that stands for h -> 0
-    limit_check: str | None  # the next nearest to it, and
+    limit_check: str | None  # of those that may be finer than the training solver the next nearest to it, and
     limit_check_gap: float | None  # its mean logit gap to the limit: how near the limit is
     num_samples: int
     accuracy: float  # under the training solver
@@ -91,7 +91,7 @@ class ValidityRecord:
     gap: float
     gap_low: float
     gap_high: float
-    num_finer: int  # other solvers that are no farther from the limit than the training solver
+    num_finer: int  # other solvers that count: no farther from the limit than the training solver, or its check
     worst_solver: str | None  # of them the one with the largest gap
     worst_gap: float | None
     worst_low: float | None
@@ -171,12 +171,32 @@ class AttemptRecord:
     to_step: int
     started: str  # ISO 8601, UTC
     seconds: float
-    outcome: Literal["finished", "interrupted", "failed"]
+    outcome: Literal["finished", "interrupted", "failed", "killed"]
     reason: str
     share: int = 1  # trainings that ran side by side in these seconds
+    threads: int = 1
+    slurm_job: str = ""  # number of the SLURM job; empty outside one
+    campaign: str = ""  # name of the SLURM job: the same for all jobs of one run of Snakemake
+    gpus: float = 1.0  # what it had of a GPU, where it was on one
+    torch: str = ""  # its version; empty where that is not known
 
 
-Record = TrainingRecord | EvaluationRecord | WeightRecord | AttemptRecord | ValidityRecord | PathRecord | DecisionRecord
+@dataclass(frozen=True)
+class TrialRecord:
+    """What happened to a trial of a search: a line for each event, in the order of time."""
+
+    trial: int  # its number, from 0
+    job: str  # what it trains, from now on
+    event: Literal["begun", "changed", "stopped", "finished", "failed"]
+    at: str  # ISO 8601, UTC
+    epoch: int = 0  # finished epochs
+    value: float | None = None  # of the first goal, there
+    reason: str = ""  # changed: what it took over; stopped: who stopped it; failed: the error
+    values: dict[str, Any] = field(default_factory=dict)  # begun: what was chosen, by dotted path
+
+
+OfJob = TrainingRecord | EvaluationRecord | WeightRecord | AttemptRecord | ValidityRecord | PathRecord | DecisionRecord
+Record = OfJob | TrialRecord
 R = TypeVar("R", bound=Record)
 
 
@@ -191,19 +211,33 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def append_record(path: str | Path, record: Record) -> None:
-    """One row more, written in one call."""
+    """One row more, written in one call, or none; on a line of its own, though the last one was cut off."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(to_line(record))
+    with open(path, "a+b", buffering=0) as file:
+        size = file.tell()
+        whole = size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n"
+        rest = (b"" if whole else b"\n") + to_line(record).encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file)  # a network file system says only now that the disk is full
+        except OSError:
+            file.truncate(size)  # half a row would stay, when the disk has room again
+            raise
 
 
 def read_records(cls: type[R], path: str | Path) -> list[R]:
     """Rows of one kind. Raises ValueError with the line for a row that is cut off or has other columns; one that came
     later, with a default, may lack."""
+    return parse_records(cls, Path(path).read_bytes(), path)
+
+
+def parse_records(cls: type[R], content: bytes, path: str | Path) -> list[R]:
+    """As `read_records`, of what stands in `path`."""
     names = {f.name for f in dataclasses.fields(cls)}
     later = {f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
     records = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             row = json.loads(line)
         except ValueError:  # no JSON, or no text

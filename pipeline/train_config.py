@@ -47,6 +47,23 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Change:
+    """Other numbers from the start of an epoch on: what population based training has come to, as a plain schedule."""
+
+    epoch: int  # counted from 0
+    lr: float
+    weight_decay: float
+
+    def __post_init__(self):
+        need(self.epoch >= 1, "epoch must be at least 1, got {}", self.epoch)
+        need(self.lr > 0, "lr must be positive, got {}", self.lr)
+        need(self.weight_decay >= 0, "weight_decay must be at least 0, got {}", self.weight_decay)
+
+    def __str__(self) -> str:
+        return f"lr {self.lr:g}, weight decay {self.weight_decay:g} from epoch {self.epoch} on"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a job is trained. Learning rates are per step; epochs may stand for schedules only through `milestones`."""
 
@@ -72,6 +89,7 @@ class TrainConfig:
     jacobian: float = added(0.0)  # weight in the loss of the field's Jacobian norm along a solve
     random_end: float = added(0.0)  # STEER: the end time is uniform in 1 -+ this, in training
     adapt: AdaptConfig | None = added(None)  # the solver changes while training
+    changes: tuple[Change, ...] = added(())  # of lr, to which the schedule's factor still belongs, and weight decay
 
     def __post_init__(self):
         object.__setattr__(self, "solver", str(self.parsed_solver))  # rk4@08 and rk4@8 are one solver, and one id
@@ -105,6 +123,9 @@ class TrainConfig:
         for name in ("kinetic", "jacobian"):
             need(getattr(self, name) >= 0, "{} must be at least 0, got {}", name, getattr(self, name))
         need(0 <= self.random_end < 1, "random_end must lie in [0, 1), got {}", self.random_end)
+        starts = [0, *(change.epoch for change in self.changes), self.epochs]
+        in_order = all(a < b for a, b in pairwise(starts))
+        need(in_order, "changes must come one after the other and before the last epoch, got {}", starts[1:-1])
         if self.adapt is not None:
             need(not self.phases, "adapt goes without phases: both change the solver")
             self.adapt.check(self.parsed_solver)
@@ -112,3 +133,11 @@ class TrainConfig:
     @property
     def parsed_solver(self) -> Solver:
         return parse_solver(self.solver)
+
+    def base_rates(self, epoch: int) -> tuple[float, float]:
+        """The learning rate, schedule apart, and the weight decay of an epoch, counted from 0."""
+        rates = self.lr, self.weight_decay
+        for change in self.changes:
+            if epoch >= change.epoch:
+                rates = change.lr, change.weight_decay
+        return rates

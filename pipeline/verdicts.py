@@ -15,10 +15,11 @@ from torch import Tensor
 
 from gode_core.fields import Field
 from gode_core.integrate import integrate
+from gode_core.intervals import best_guess
 from gode_core.networks import Network
 from gode_core.solvers import Adaptive, Fixed, Implicit, Solver, parse_solver
 from gode_core.trajectories import flow_jacobian, paths, separation, share_crossing, share_folded, step_determinants
-from gode_core.validity import Judgement, Verdict, fitted_order, judge, may_be_finer
+from gode_core.validity import Judgement, Order, Verdict, fitted_order, judge, may_be_finer
 from pipeline.config import JobConfig
 from pipeline.experiment import Judging
 from pipeline.provenance import code_fingerprint
@@ -38,55 +39,76 @@ def verdict_of(tallies: dict[str, Tally], own: str, judging: Judging, geometry: 
     limit = judging.finest
     found, mine = tallies[limit], tallies[own]
     judged = {name: _judgement(name, tally) for name, tally in tallies.items()}
-    others = [judged[name] for name in tallies if name not in (own, limit)]
-    finer = [o for o in others if may_be_finer(parse_solver(o.solver), parse_solver(own))]
-    check = min((o for o in others if o.error is not None), key=lambda o: o.error or 0.0, default=None)
-    check_gap = None if check is None else check.error
     verdict = judge(
         judged[own].error,
         judged[limit],
-        check_gap,
-        finer,
+        [
+            judged[name]
+            for name in tallies
+            if name not in (own, limit) and may_be_finer(parse_solver(name), parse_solver(own))
+        ],
         margin=judging.margin,
         confidence=judging.confidence,
         limit_reached=not found.given_up,
     )
-    if own == limit or not _is_finer(limit, own):
-        reason = f"{limit}, the finest solver judged with, is no finer than {own}, that of the training"
+    if reason := _no_limit(limit, own, judging.margin):
         verdict = dataclasses.replace(verdict, verdict="undecided", reason=reason, ode_within=None)
-    elif mine.failed > judging.margin * mine.samples:  # wrong under all, these agree
+    elif reason := _nothing_shown(tallies, own, judging):
         verdict = dataclasses.replace(verdict, ode_within=None)
         if verdict.verdict == "ode":
-            reason = f"{mine.failed} of {mine.samples} solves failed under {own} itself: of these nothing is known"
             verdict = dataclasses.replace(verdict, verdict="undecided", reason=reason)
-    order = _order(tallies, own, check_gap or 0.0)
+    order = _order(tallies, own, verdict.limit_check_gap or 0.0)
     return ValidityRecord(
         job=job,
         code=code_fingerprint(),
         split=judging.split,
         solver=own,
         limit=limit,
-        limit_check=None if check is None else check.solver,
-        limit_check_gap=check_gap,
         num_samples=mine.samples,
         accuracy=mine.correct / mine.samples,
         limit_accuracy=found.correct / found.samples,
         agreement=found.agreed / found.samples,
         logit_gap=judged[own].error,
-        method=None if order is None else order.method,
+        method=None if order is None else own.partition("@")[0],
         order=None if order is None else order.slope,
-        order_error=None if order is None else order.error,
-        num_orders=0 if order is None else order.points,
+        order_error=None if order is None else order.standard_error,
+        num_orders=0 if order is None else order.num_points,
         **vars(geometry.shares),
         **_fields_of(verdict),
     )
 
 
-def _is_finer(limit: str, own: str) -> bool:
-    one, other = parse_solver(limit), parse_solver(own)
-    if isinstance(one, Adaptive) and isinstance(other, Adaptive):
-        return max(one.rtol, one.atol) <= max(other.rtol, other.atol)
-    return may_be_finer(one, other)
+def _no_limit(limit: str, own: str, margin: float) -> str:
+    """Why this solver cannot stand for h -> 0 beside the training solver; empty if it can. A tolerance is the share of
+    themselves by which states may be off, and so about the share of samples that change sides: it must be well below
+    the margin."""
+    one, loosest = parse_solver(limit), margin / 10
+    if limit == own or not _is_finer(one, parse_solver(own)):
+        return f"{limit}, the finest solver judged with, is not known to be finer than {own}, that of the training"
+    if isinstance(one, Adaptive) and max(one.rtol, one.atol) > loosest:
+        text = f"of an adaptive limit the tolerance must be at most {loosest:g}, a tenth of the margin"
+        return f"{limit}, the finest solver judged with, is too loose: {text}"
+    return ""
+
+
+def _is_finer(limit: Solver, own: Solver) -> bool:
+    """How fine fixed steps are beside an adaptive solver is told by nothing but errors, and those are the limit's."""
+    if isinstance(own, Adaptive):
+        return isinstance(limit, Adaptive) and max(limit.rtol, limit.atol) <= max(own.rtol, own.atol)
+    return may_be_finer(limit, own)
+
+
+def _nothing_shown(tallies: dict[str, Tally], own: str, judging: Judging) -> str:
+    """Why equal accuracies show nothing here; empty if they do."""
+    mine = tallies[own]
+    worst = max((own, judging.finest), key=lambda name: tallies[name].failed)
+    if tallies[worst].failed > judging.margin * mine.samples:  # if the other has these wrong too, they agree
+        return f"{tallies[worst].failed} of {mine.samples} solves failed under {worst}: of these nothing is known"
+    guess = best_guess(max(mine.classes.values()) / mine.samples, mine.samples, judging.confidence)
+    if mine.correct <= guess * mine.samples:
+        accuracy = f"accuracy {mine.correct / mine.samples:.1%} under {own}"
+        return f"no better than a guess: {accuracy}, where always the same class may have {guess:.1%}"
+    return ""
 
 
 def _judgement(name: str, tally: Tally) -> Judgement:
@@ -98,15 +120,7 @@ def _fields_of(verdict: Verdict) -> dict:
     return {name: value for name, value in vars(verdict).items() if name in own}
 
 
-@dataclass(frozen=True)
-class _Observed:
-    method: str
-    slope: float
-    error: float
-    points: int
-
-
-def _order(tallies: dict[str, Tally], own: str, limit_error: float) -> _Observed | None:
+def _order(tallies: dict[str, Tally], own: str, limit_error: float) -> Order | None:
     """The order at which the output comes to the limit: from the training step on, by the training's method."""
     trained = parse_solver(own)
     if not isinstance(trained, Fixed):
@@ -118,8 +132,7 @@ def _order(tallies: dict[str, Tally], own: str, limit_error: float) -> _Observed
         if isinstance(solver, Fixed) and solver.method == trained.method and solver.num_steps >= trained.num_steps
         if gap is not None and gap > EXACT * limit_error
     ]
-    order = fitted_order([h for h, _ in points], [gap for _, gap in points])
-    return None if order is None else _Observed(trained.method, order.slope, order.standard_error, order.num_points)
+    return fitted_order([h for h, _ in points], [gap for _, gap in points])
 
 
 @dataclass(frozen=True)
@@ -175,7 +188,8 @@ def _separation(field: Field, points: Tensor, solver: Solver) -> float | None:
         ends.append(solution.t)
         return solution.h1
 
-    mean = separation(flow_jacobian(flow, points)).nanmean().item()
+    jacobians = flow_jacobian(flow, points, forward=isinstance(solver, Fixed))
+    mean = separation(jacobians).nanmean().item()
     return mean if math.isfinite(mean) and min(ends) == 1 else None
 
 

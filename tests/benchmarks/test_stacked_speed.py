@@ -11,6 +11,7 @@ from gode_core.layers import DepthConv
 from gode_core.networks import raw_network
 from gode_core.solvers import Fixed
 from gode_core.stacked import Stack
+from pipeline.updates import Updates
 
 pytestmark = pytest.mark.slow
 
@@ -31,34 +32,59 @@ def fastest(*functions, rounds=7, calls=10):
     return best
 
 
-def step(model, optimiser, points, labels, solver):
+def step(model, optimiser, inputs, labels, solver):
     """One optimiser step of a network, or of a stack with the sum of its losses."""
-    optimiser.zero_grad()
-    logits = model(points, solver).flatten(0, -2)
-    F.cross_entropy(logits, labels.flatten(), reduction="sum").div(BATCH).backward()
+    model.zero_grad()
+    logits = model(inputs, solver).flatten(0, -2)
+    F.cross_entropy(logits, labels.flatten(), reduction="sum").div(labels.shape[-1]).backward()
     optimiser.step()
+
+
+def gain(size, shape, width, batch, solver, **options):
+    """The time of a step of so many nets, each with a learning rate of its own, one by one against side by side."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    networks = [raw_network(shape, 10, width, constant(), **options) for _ in range(size)]
+    for parameter in (p for network in networks for p in network.parameters()):
+        torch.nn.init.normal_(parameter, 0, 0.1, generator=generator)
+    inputs = torch.randn(size, batch, *shape, generator=generator)
+    labels = torch.randint(10, (size, batch), generator=generator)
+    stack = Stack(networks)
+    alone = [torch.optim.Adam(network.parameters(), 1e-4 * (i + 1)) for i, network in enumerate(networks)]
+    together = Updates(list(stack.parameters()), alone)
+
+    def one_by_one():
+        for i, (network, optimiser) in enumerate(zip(networks, alone)):
+            step(network, optimiser, inputs[i], labels[i], solver)
+
+    apart, joint = fastest(one_by_one, lambda: step(stack, together, inputs, labels, solver))
+    print(f"\n{size} of {shape}, width {width}, batch {batch}, {solver}: {apart / joint:.2f} times as fast together")
+    return apart / joint
 
 
 @pytest.mark.parametrize("num_steps", [1, 16])
 def test_five_trainings_take_less_time_together_than_one_by_one(num_steps):
-    torch.set_num_threads(1)
-    solver, generator = Fixed("euler", num_steps), torch.Generator().manual_seed(0)
-    networks = [raw_network((1, D), 2, WIDTH, constant()) for _ in range(S)]
-    for parameter in (p for network in networks for p in network.parameters()):
-        torch.nn.init.normal_(parameter, 0, 0.1, generator=generator)
-    points = torch.randn(S, BATCH, 1, D, generator=generator)
-    labels = torch.randint(2, (S, BATCH), generator=generator)
-    stack = Stack(networks)
-    together = torch.optim.Adam(stack.parameters(), 1e-4)
-    alone = [torch.optim.Adam(network.parameters(), 1e-4) for network in networks]
+    assert gain(S, (1, D), WIDTH, BATCH, Fixed("euler", num_steps)) > 1.3
 
-    def one_by_one():
-        for i, (network, optimiser) in enumerate(zip(networks, alone)):
-            step(network, optimiser, points[i], labels[i], solver)
 
-    apart, joint = fastest(one_by_one, lambda: step(stack, together, points, labels, solver))
-    print(f"\n{S} trainings with {solver}, one by one against side by side: {apart / joint:.2f}")
-    assert apart / joint > 1.3
+DIGITS = (1, 8, 8)
+
+
+@pytest.mark.parametrize("num_steps", [4, 16])
+def test_on_small_images_too_and_one_alone_loses_little(num_steps):
+    """The nets of digits.yaml. At 16 steps the gain is 1.4, and what else runs on the machine takes some of it."""
+    solver, options = Fixed("euler", num_steps), {"pad_channels": 4}
+    assert gain(1, DIGITS, 16, 32, solver, **options) > 0.75
+    assert gain(4, DIGITS, 16, 32, solver, **options) > 1.15
+    assert gain(8, DIGITS, 16, 32, solver, **options) > 1.15
+
+
+def test_what_is_too_large_to_be_stacked_would_not_gain():
+    """Why there is a largest number of places for images. How much a gain is depends on the processor: it is printed;
+    1.8 and more, and less than 1.3 for the two that are too large, where this was written."""
+    assert gain(8, DIGITS, 4, 64, Fixed("euler", 2), pad_channels=2) > 1.0
+    assert gain(8, DIGITS, 16, 128, Fixed("euler", 4), pad_channels=4) < 2.0
+    assert gain(4, (1, 28, 28), 16, 32, Fixed("euler", 2), pad_channels=4) < 2.0
 
 
 def test_a_convolution_over_two_places_is_faster_as_a_matrix():

@@ -2,6 +2,7 @@
 bit, and that leave the training itself alone."""
 
 import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gode_core.solvers import FIXED_METHODS, parse_solver
 from gode_core.starting import starting_step
 from pipeline import adapting
 from pipeline.adaptation import Decision
+from pipeline.config import job_id
 from pipeline.records import DecisionRecord, TrainingRecord, read_records
 from pipeline.train import train
 from pipeline.training import Training
@@ -47,6 +49,12 @@ def finish(root: Path, config, stops=()):
     return paths, name
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Paths and name of a rule's small job, trained once and not interrupted; not to be changed."""
+    return cache(lambda rule: finish(tmp_path_factory.mktemp("finished"), job(rule)))
+
+
 def files(paths, name):
     found = (paths.model(name), paths.training(name), paths.decisions(name), paths.weights(name))
     return [Path(path).read_bytes() for path in found]
@@ -61,32 +69,32 @@ def rows(paths, name):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_one_decision_at_the_start_and_one_for_each_check_that_is_due(tmp_path, rule):
+def test_one_decision_at_the_start_and_one_for_each_check_that_is_due(finished, rule):
     config = job(rule)
-    found = decisions(*finish(tmp_path, config))
+    found = decisions(*finished(rule))
     assert config.train.adapt is not None
     assert [d.step for d in found] == [0, *CHECKED[config.train.adapt.every]]
     assert [d.action == "start" for d in found] == [True, *[False] * (len(found) - 1)]
-    assert {d.job for d in found} == {write_job(tmp_path, config)[1]}
+    assert {d.job for d in found} == {job_id(config)}
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_each_decision_is_about_the_solver_that_the_one_before_has_set(tmp_path, rule):
-    found = decisions(*finish(tmp_path, job(rule)))
+def test_each_decision_is_about_the_solver_that_the_one_before_has_set(finished, rule):
+    found = decisions(*finished(rule))
     assert found[0].solver is None
     assert [d.solver for d in found[1:]] == [d.next_solver for d in found[:-1]]
 
 
-def test_the_small_jobs_see_their_rules_act(tmp_path):
+def test_the_small_jobs_see_their_rules_act(finished):
     """Else the other tests would say nothing of what changes."""
-    acted = {rule: {d.action for d in decisions(*finish(tmp_path / rule, job(rule)))} for rule in RULES}
+    acted = {rule: {d.action for d in decisions(*finished(rule))} for rule in RULES}
     assert all(actions & {"shrink", "grow"} for actions in acted.values()), acted
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_their_field_evaluations_are_those_of_the_training_records(tmp_path, rule):
+def test_their_field_evaluations_are_those_of_the_training_records(finished, rule):
     """check_evals is a mean over the steps of the epoch that it is a record of."""
-    paths, name = finish(tmp_path, job(rule))
+    paths, name = finished(rule)
     found, recorded = decisions(paths, name), rows(paths, name)
     for before, row in zip([0, *(r.step for r in recorded)], recorded):
         spent = sum(d.num_evals for d in found if before <= d.step < row.step)
@@ -95,31 +103,30 @@ def test_their_field_evaluations_are_those_of_the_training_records(tmp_path, rul
 
 
 @pytest.mark.parametrize("rule", ["step", "step, midpoint", "agreement"])
-def test_a_step_rule_begins_with_two_evaluations_a_block(tmp_path, rule):
-    start = decisions(*finish(tmp_path, job(rule)))[0]
+def test_a_step_rule_begins_with_two_evaluations_a_block(finished, rule):
+    start = decisions(*finished(rule))[0]
     assert start.num_evals == 2
 
 
 @pytest.mark.parametrize("rule", ["tolerance", "tolerance, dopri5"])
-def test_a_tolerance_begins_with_none_and_the_jobs_own(tmp_path, rule):
-    config = job(rule)
-    start = decisions(*finish(tmp_path, config))[0]
-    assert (start.num_evals, start.next_solver) == (0, config.train.solver)
+def test_a_tolerance_begins_with_none_and_the_jobs_own(finished, rule):
+    start = decisions(*finished(rule))[0]
+    assert (start.num_evals, start.next_solver) == (0, job(rule).train.solver)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_record_has_the_solver_that_the_rule_stands_at(tmp_path, rule):
+def test_a_record_has_the_solver_that_the_rule_stands_at(finished, rule):
     """At the end of its epoch, with which it is validated."""
-    paths, name = finish(tmp_path, job(rule))
+    paths, name = finished(rule)
     found = decisions(paths, name)
     for row in rows(paths, name):
         assert row.solver == [d for d in found if d.step < row.step][-1].next_solver
 
 
 @pytest.mark.parametrize("rule", ["step", "step, midpoint", "agreement"])
-def test_the_training_steps_are_made_with_the_solver_that_was_set(tmp_path, rule):
+def test_the_training_steps_are_made_with_the_solver_that_was_set(finished, rule):
     """A step's calls are those of the solver of the last decision before it; the check comes after the step."""
-    paths, name = finish(tmp_path, job(rule))
+    paths, name = finished(rule)
     found = decisions(paths, name)
     used = [
         [d for d in found if d.step < step or d.action == "start"][-1].next_solver for step in range(STEPS * EPOCHS)
@@ -130,10 +137,9 @@ def test_the_training_steps_are_made_with_the_solver_that_was_set(tmp_path, rule
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, rule):
+def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, finished, rule):
     """Stopped on both sides of a check, after the first step, and at the end of an epoch. Decisions too."""
-    config = job(rule)
-    whole = files(*finish(tmp_path / "whole", config))
+    config, whole = job(rule), files(*finished(rule))
     assert files(*finish(tmp_path / "around a check", config, [1, 1, 1, 3])) == whole
     assert files(*finish(tmp_path / "at an epoch's end", config, [4, 2, 5])) == whole
 
@@ -160,7 +166,8 @@ def test_a_rule_that_changes_nothing_leaves_the_training_as_it_is(monkeypatch):
     monkeypatch.setattr(rule, "check", lambda ask, trained: _keep(rule, ask))
     for training in (plain, checked):
         training.run_epoch(lambda: False)
-    assert all(torch.equal(p, q) for p, q in zip(plain.network.parameters(), checked.network.parameters()))
+    networks = plain.learner.network, checked.learner.network
+    assert all(torch.equal(p, q) for p, q in zip(*(network.parameters() for network in networks), strict=True))
     assert len(checked.adapting.decisions) == 1 + STEPS
 
 
@@ -226,11 +233,11 @@ def test_checks_move_no_statistics_of_batch_norms(rule):
     """Neither those of depth nor those of the stem; nor do they leave the network in another mode."""
     config = small_job(data={"num_train": 64}, model=STEM, **RULES[rule])
     training = Training(config, "", on_cpu())
-    network, rule_at_work = training.network, training.adapting
+    network, rule_at_work = training.learner.network, training.adapting
     assert rule_at_work is not None
     batch = next(training.batches())
     network.train()
-    solved = training._solve(batch[0])
+    solved = training.learner.solve(batch[0], training.solver)
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     assert sum("variance" in name or "running" in name for name in buffers) > 2
     trained = adapting.Answer(solved.logits.detach(), batch[1], solved.num_evals)
@@ -274,7 +281,7 @@ def test_the_smallest_step_of_several_blocks_is_taken(sizes, method):
     with torch.no_grad():
         for field in network.fields:
             h = next(h for f, h in states if f is field)  # at depth 0, of which the rule asks twice
-            proposed.append(starting_step(lambda x, f=field: f(0.0, x), h, FIXED_METHODS[method].order))
+            proposed.append(starting_step(lambda _, x, f=field: f(0.0, x), h, FIXED_METHODS[method].order))
     assert len(states) == 2 * 3
     assert found == min(1.0, *proposed)
     if 9.0 in sizes:

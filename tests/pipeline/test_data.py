@@ -5,9 +5,10 @@ import typing
 import pytest
 import torch
 
-from pipeline import data
-from pipeline.data import evaluation_batches, load_split, num_batches, stratified, stream, training_batches
+from pipeline import data, data_sets
+from pipeline.data import evaluation_batches, load_split, num_batches, training_batches
 from pipeline.data_config import DATA_SIZES, DataConfig
+from pipeline.streams import stratified, stream
 
 NUMBER, NUM_TEST = 1000, 100
 
@@ -21,7 +22,7 @@ def numbered(monkeypatch):
         images = torch.stack((n // 256, n % 256, n // 256, n % 256), 1).to(torch.uint8)
         return images.view(-1, 1, 2, 2), n.sqrt().long() % 10
 
-    monkeypatch.setitem(data.READERS, "mnist", read)
+    monkeypatch.setitem(data_sets.READERS, "mnist", read)
     monkeypatch.setitem(DATA_SIZES, "mnist", (NUMBER, NUM_TEST))
 
 
@@ -32,7 +33,7 @@ def numbers(images: torch.Tensor) -> list[int]:
 
 
 def test_every_data_set_that_a_job_may_name_has_a_reader():
-    assert list(data.READERS) == list(typing.get_args(typing.get_type_hints(DataConfig)["name"]))
+    assert list(data_sets.READERS) == list(typing.get_args(typing.get_type_hints(DataConfig)["name"]))
 
 
 def test_streams_differ_by_seed_and_names_and_repeat():
@@ -52,6 +53,27 @@ def test_a_stratified_choice_is_exact_and_each_class_within_one_of_its_share(cou
     assert bool(((labels[chosen].bincount(minlength=5) - sizes * count / 100).abs() < 1).all())
 
 
+def chosen_class_by_class(labels: torch.Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """`stratified` in its plain form, with a pass over all labels for each class."""
+    sizes = labels.bincount().tolist()
+    shares = [size * count // len(labels) for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda label: -(sizes[label] * count % len(labels)))
+    for label in by_remainder[: count - sum(shares)]:
+        shares[label] += 1
+    shuffled = torch.randperm(len(labels), generator=generator)
+    chosen = [shuffled[labels[shuffled] == label][:share] for label, share in enumerate(shares)]
+    return sorted(torch.cat(chosen).tolist())
+
+
+@pytest.mark.parametrize("classes", [1, 3, 50, 700])
+def test_a_stratified_choice_is_that_of_its_plain_form(classes):
+    """Classes without a sample among them. Who trained on a split finds it again."""
+    labels = torch.randint(classes, (600,), generator=stream(0, "labels", classes)).square() // classes
+    for count in (0, 1, 100, 599, 600):
+        wanted = chosen_class_by_class(labels, count, stream(1, "choice", count))
+        assert stratified(labels, count, stream(1, "choice", count))[0].tolist() == wanted
+
+
 @pytest.mark.parametrize("num_validation", [0, 100, 333])
 @pytest.mark.parametrize("num_train", [None, 1, 250])
 @pytest.mark.usefixtures("numbered")
@@ -62,10 +84,33 @@ def test_splits_are_disjoint_whole_and_stratified(num_validation, num_train):
     seen = numbers(train.images) + numbers(validation.images) + numbers(test.images)
     assert len(set(seen)) == len(seen)
     assert num_train is not None or set(seen) == set(range(NUMBER + NUM_TEST))
-    sizes = data.READERS["mnist"](config, "train", "")[1].bincount(minlength=10) / NUMBER
+    sizes = data_sets.READERS["mnist"](config, "train", "")[1].bincount(minlength=10) / NUMBER
     for split, slack in ((validation, 1), (train, 2)):  # the rest of a rounded choice, rounded again
         assert split.labels.tolist() == [int(n**0.5) % 10 for n in numbers(split.images)]
         assert bool(((split.labels.bincount(minlength=10) - len(split) * sizes).abs() < slack).all())
+
+
+def test_a_split_is_no_copy_of_the_images(monkeypatch):
+    """They may be mapped from a file that is larger than the memory."""
+    images, labels = torch.arange(40).to(torch.uint8).view(10, 1, 2, 2), torch.arange(10) % 2
+    monkeypatch.setitem(data_sets.READERS, "imagefolder", lambda config, part, root: (images, labels))
+    config = DataConfig("imagefolder", folder="x", image_size=2, num_classes=2, num_validation=4, num_train=3)
+    for name in ("train", "validation", "test"):
+        split = load_split(config, name, "")
+        assert split.near(torch.device("cpu")).source is images
+        assert torch.equal(split.images[:, 0, 0, 0] // 4 % 2, split.labels)
+
+
+def test_a_small_split_is_carried_to_the_device_and_a_large_one_in_batches():
+    device = torch.device("meta")
+    split = data.Split(torch.zeros(10, 1, 2, 2), torch.zeros(3).long(), torch.tensor([1, 4, 5]))
+    near = split.near(device)
+    assert (near.source.device, near.labels.device, near.source.shape) == (device, device, (3, 1, 2, 2))
+    assert near.places is None
+    half = torch.zeros((), dtype=torch.uint8).expand(2, 1, 2**15, 2**15)  # 1 GiB each
+    large = data.Split(half, torch.zeros(2).long())
+    assert large.near(device) is large
+    assert data.Split(half, torch.zeros(1).long(), torch.tensor([1])).near(device).source.device == device
 
 
 @pytest.mark.usefixtures("numbered")
@@ -111,7 +156,7 @@ def test_spheres_fill_three_shells(d):
         assert split.images.dtype == torch.float32
         radius = split.images[:, 0].double().norm(dim=1)
         u = []
-        for (low, high), label, share in zip(data.SHELLS, (0, 1, 0), (4, 2, 4)):
+        for (low, high), label, share in zip(data_sets.SHELLS, (0, 1, 0), (4, 2, 4)):
             inside = (radius > low - 1e-6) & (radius < high + 1e-6)
             assert int(inside.sum()) == size // share
             assert bool((split.labels[inside] == label).all())

@@ -4,20 +4,22 @@ import argparse
 import hashlib
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from image_files import cifar_bytes, idx_bytes, mnist_bytes, some_cifar, that_makes
+from small import on_cpu, small_job
 
-from pipeline import data
+from pipeline import data, data_sets
+from pipeline.config import job_id
 from pipeline.data import load_split
 from pipeline.data_config import DATA_SIZES, DataConfig
 from pipeline.images import read_cifar_batch, read_idx
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+from pipeline.paths import Paths
+from pipeline.train import train
+from pipeline.training import Training
 
 
 def test_idx_gives_what_was_written(tmp_path):
@@ -37,30 +39,6 @@ def test_idx_of_another_shape_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(idx_bytes(np.zeros((5, 3, 4))))
     with pytest.raises(ValueError, match="does not announce 5 x 4 x 3 bytes"):
         read_idx(tmp_path / "x", (5, 4, 3))
-
-
-def text(value: str) -> bytes:
-    return b"U" + bytes([len(value)]) + value.encode()
-
-
-def cifar_bytes(pixels: np.ndarray, labels: list[int], key="labels", columns_first=False, filenames=b"]") -> bytes:
-    """A batch as Python 2's cPickle wrote it: protocol 2, texts as byte strings, the array as numpy 1 reduced it."""
-    count = len(pixels).to_bytes(2, "little")
-    content = pixels.tobytes(order="F" if columns_first else "C")
-    return (
-        b"\x80\x02}q\x01("
-        + (text("batch_label") + text("training batch 1 of 5"))
-        + (text(key) + b"]q\x05(" + b"".join(b"K" + bytes([label]) for label in labels) + b"e")
-        + (text("data") + b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09")
-        + (b"(K\x01M" + count + b"M\x00\x0c\x86cnumpy\ndtype\nq\nU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNN")
-        + (b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb" + (b"\x88" if columns_first else b"\x89"))
-        + (b"T" + len(content).to_bytes(4, "little") + content + b"tb")
-        + (text("filenames") + filenames + b"u.")
-    )
-
-
-def some_cifar() -> tuple[np.ndarray, list[int]]:
-    return np.random.default_rng(1).integers(0, 256, (3, 3072), np.uint8), [6, 9, 0]
 
 
 @pytest.mark.parametrize("columns_first", [False, True])
@@ -91,7 +69,7 @@ def test_a_cifar_batch_of_other_labels_is_refused(tmp_path):
 
 def test_nothing_that_a_pickle_says_is_done(tmp_path):
     made = str(tmp_path / "made")
-    payload = b"cos\nmkdir\n(X" + len(made).to_bytes(4, "little") + made.encode() + b"tR"  # os.mkdir(made)
+    payload = that_makes(made)
     pixels, labels = some_cifar()
     (tmp_path / "b").write_bytes(cifar_bytes(pixels, labels, filenames=payload))
     read_cifar_batch(tmp_path / "b", "labels", 3)
@@ -108,9 +86,8 @@ def mnist(tmp_path, monkeypatch):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count in (("train", 20), ("t10k", 10)):
-        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(images))
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(np.arange(count) % 10))
+        for kind, content in zip(("images-idx3", "labels-idx1"), mnist_bytes(count)):
+            (raw / f"{prefix}-{kind}-ubyte").write_bytes(content)
     return tmp_path
 
 
@@ -120,6 +97,45 @@ def test_mnist_is_read_from_its_files(mnist, part, count):
     wanted = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
     assert np.array_equal(split.images[:, 0].numpy(), wanted)
     assert split.labels.tolist() == [n % 10 for n in range(count)]
+
+
+def test_a_split_is_read_once_until_its_files_or_its_numbers_change(mnist, monkeypatch):
+    """However it is split, and its images changed while they are trained on. One source is kept, and no more."""
+    reads, reader = [], data_sets.READERS["mnist"]
+    monkeypatch.setitem(data_sets.READERS, "mnist", lambda *asked: reads.append(asked[1]) or reader(*asked))
+    config, root = DataConfig("mnist", num_validation=5), str(mnist)
+    first = [load_split(config, split, root) for split in ("train", "validation", "test")]
+    again = [load_split(replace(config, flip=True), split, root) for split in ("train", "validation", "test")]
+    assert reads == ["train", "test"]
+    assert all(one.source is other.source for one, other in zip(first, again, strict=True))
+    other = load_split(replace(config, split_seed=1), "train", root)
+    assert not torch.equal(other.images, first[0].images)
+    assert len(data._kept) == 1
+    file = mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    content, before = file.read_bytes(), file.stat().st_mtime_ns
+    file.write_bytes(content[:8] + bytes(20))
+    os.utime(file, ns=(before + 1, before + 1))
+    assert load_split(replace(config, split_seed=1), "train", root).labels.tolist() == [0] * 15
+    file.unlink()
+    with pytest.raises(ValueError, match="missing"):
+        load_split(replace(config, split_seed=1), "train", root)
+
+
+@pytest.mark.parametrize("name", ["digits", "spheres"])
+def test_who_trains_does_not_write_to_what_the_next_is_given(name, tmp_path):
+    of = {"digits": {}, "spheres": {"num_train": None, "dimension": 2}}[name]
+    config = small_job(data={"name": name} | of, model={"field": "perceptron", "pad_channels": None} if of else None)
+    splits = [load_split(config.data, split, "") for split in ("train", "validation")]
+    tensors = [tensor for split in splits for tensor in (split.source, split.labels)]
+    before = [(tensor._version, tensor.clone()) for tensor in tensors]
+    run = on_cpu(data_root="")
+    assert train({job_id(config): config}, Paths(str(tmp_path / "stacked")), run, lambda: False)
+    training = Training(config, "plain", run)
+    assert training.split.source is tensors[0]
+    training.run_epoch(lambda: False)
+    for tensor, (version, content) in zip(tensors, before, strict=True):
+        assert tensor._version == version
+        assert torch.equal(tensor, content)
 
 
 def test_mnist_missing_or_damaged_is_told_with_the_file_and_the_command(mnist):
@@ -141,7 +157,7 @@ def test_mnist_missing_or_damaged_is_told_with_the_file_and_the_command(mnist):
 
 @pytest.mark.parametrize(("name", "key"), [("cifar10", "labels"), ("cifar100", "fine_labels")])
 def test_cifar_is_read_only_with_the_right_checksum(tmp_path, monkeypatch, name, key):
-    official = data._official(name)
+    official = data_sets._official(name)
     monkeypatch.setitem(DATA_SIZES, name, (4, 3))
     files = [["one", 0], ["two", 2]]
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3072), np.uint8)
@@ -182,26 +198,3 @@ def test_the_stage_writes_what_it_found(mnist, capsys):
     image.write_bytes(content)
     data.main(arguments("mnist", root=str(mnist), output=str(output)))
     assert json.loads(output.read_text())["sha256"] != found["sha256"]
-
-
-def test_the_stage_fetches_only_when_told(tmp_path, monkeypatch):
-    fetched = []
-
-    def official(name):
-        def fetch(root, download):
-            fetched.append((name, root, download))
-            raise RuntimeError("no\nnetwork")
-
-        return fetch
-
-    monkeypatch.setattr(data, "_official", official)
-    output = tmp_path / "mnist.json"
-    with pytest.raises(ValueError, match="missing"):
-        data.main(arguments("mnist", root=str(tmp_path), output=str(output)))
-    assert not fetched
-    with pytest.raises(ValueError, match="mnist could not be fetched into"):
-        data.main(arguments("mnist", root=str(tmp_path), output=str(output), download=True))
-    assert fetched == [("mnist", str(tmp_path), True)]
-    assert not output.exists()
-    data.main(arguments("spheres", dimension=2, download=True))
-    assert len(fetched) == 1

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,13 @@ from small import on_cpu, small_job, write_job
 
 from gode_core.solvers import parse_solver
 from pipeline.build import build_network
+from pipeline.config import canonical
 from pipeline.data import evaluation_batches, load_split
-from pipeline.evaluate import MOST_KEPT, evaluate, forget, judge
-from pipeline.experiment import Judging
+from pipeline.evaluate import evaluate, forget, judge, main
+from pipeline.experiment import Judging, load_experiment
+from pipeline.finished import is_judged
 from pipeline.paths import Paths
-from pipeline.records import AttemptRecord, EvaluationRecord, read_records
+from pipeline.records import EvaluationRecord, read_records
 from pipeline.train import train
 
 SOLVERS = ("euler@2", "euler@7", "rk4@2", "dopri5@1e-3")
@@ -44,26 +48,47 @@ def test_a_row_per_solver_over_the_whole_split(trained):
     assert found[3].num_accepted >= 1
 
 
-def test_what_a_resume_needs_is_kept_only_if_it_is_small(tmp_path):
-    """Up to a mebibyte: beside a new seed, such a job is asked for again and must not be trained again."""
+def test_the_winner_of_a_search_is_judged_like_any_job(trained, tmp_path):
+    """By its config.json and the experiment file, which does not name it."""
+    config, job, paths = trained
+    space = "space: {train.lr: {choice: [1e-3, 5e-3]}}"
+    data = json.dumps(canonical(config))
+    judges = "evaluate_with: {solvers: [euler@2]}"
+    file = tmp_path / "found.yaml"
+    file.write_text(f"question: Which?\njob: {data}\nsearch: {{{space}, num_trials: 2}}\n{judges}\n")
+    experiment = load_experiment(file)
+    assert job not in experiment.jobs
+    main(Namespace(experiment=file, configs=[paths.config(job)], done=None, data="data", device="cpu", threads=1))
+    (row,) = read_records(EvaluationRecord, paths.evaluation(job, experiment.evaluate_with.id))
+    assert (row.job, row.solver, row.agreement) == (job, "euler@2", 1.0)
+
+
+def test_what_a_resume_needs_is_forgotten_when_the_job_is_judged(tmp_path):
+    """And the record of attempts is kept."""
     paths = Paths(str(tmp_path))
-    for job, size in (("small", MOST_KEPT), ("large", MOST_KEPT + 1)):
-        Path(paths.state(job)).mkdir(parents=True)
-        Path(paths.resume(job)).write_bytes(b"0" * size)
-        Path(paths.training_so_far(job)).write_text("")
-        forget(job, paths)
-        assert [p.name for p in Path(paths.state(job)).iterdir()] == ["resume.pt"] * (job == "small")
+    Path(paths.state("job")).mkdir(parents=True)
+    for file in (paths.resume("job"), paths.training_so_far("job"), paths.attempts("job")):
+        Path(file).write_text("")
+    forget("job", paths)
+    assert [p.name for p in Path(paths.state("job")).iterdir()] == ["attempts.jsonl"]
     forget("never begun", paths)
 
 
-def test_judged_again_it_is_not_trained_again(trained):
+def test_judged_is_what_has_all_files_and_none_older_than_the_model(trained, tmp_path):
+    """In a batch, what is judged already is left as it is."""
     config, job, paths = trained
-    first = rows(trained)
-    before = Path(paths.model(job)).read_bytes()
-    train({job: config}, paths, on_cpu(), lambda: False)
-    assert read_records(AttemptRecord, paths.attempts(job))[-1].from_step == 16
-    assert Path(paths.model(job)).read_bytes() == before
-    assert [row.accuracy for row in rows(trained)] == [row.accuracy for row in first]
+    judging = Judging(("euler@3",))
+    judge(config, job, judging, paths, "data", torch.device("cpu"))
+    assert is_judged(job, judging.id, paths)
+    model = Path(paths.model(job))
+    later = Path(paths.evaluation(job, judging.id)).stat().st_mtime + 10
+    earlier = model.stat().st_mtime
+    os.utime(model, (later, later))
+    assert not is_judged(job, judging.id, paths)
+    os.utime(model, (earlier, earlier))
+    Path(paths.trajectories(job, judging.id)).unlink()
+    assert not is_judged(job, judging.id, paths)
+    assert not is_judged(job, Judging(("euler@5",)).id, paths)
 
 
 def test_the_training_solver_agrees_with_itself(trained):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.config import job_id
-from pipeline.experiment import Judging, Published, expand, load_experiment
+from pipeline.experiment import Budget, Judging, Published, expand, load_experiment
 
 SHIPPED = sorted((Path(__file__).parents[2] / "pipeline" / "experiments").glob("*.yaml"))
 
@@ -74,7 +74,7 @@ def test_the_repository_ships_an_experiment():
 def test_each_shipped_experiment_loads(path):
     experiment = load_experiment(path)
     assert experiment.name == path.stem
-    assert experiment.jobs
+    assert experiment.jobs or experiment.search
     assert all(job_id(config) == key for key, config in experiment.jobs.items())
 
 
@@ -128,6 +128,21 @@ def test_what_is_in_print_is_read_and_without_it_there_is_none(write):
     assert (second.measure, second.low, second.high, second.of) == ("accuracy", 0.9, 0.95, ("seed=0",))
 
 
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("", None),
+        ("budget: {gpu_hours: 40}\n", Budget(gpu_hours=40.0)),
+        ("budget: {core_hours: 0.5, gpu_hours: 1e1}\n", Budget(10.0, 0.5)),
+    ],
+)
+def test_a_budget_may_be_given_and_is_no_part_of_ids_or_judging(write, text, budget):
+    experiment, without = load_experiment(write("sweep:", f"{text}sweep:")), load_experiment(write())
+    assert experiment.budget == budget
+    assert list(experiment.jobs) == list(without.jobs)
+    assert experiment.evaluate_with.id == without.evaluate_with.id
+
+
 def test_a_swept_mapping_is_merged_into_its_section():
     base = {"model": {"width": 8, "basis": {"degree": 1, "knots": "unclamped"}}, "seed": 0}
     sweep = {"model": [{"family": "gode", "basis": {"degree": 3}}, {"basis": None}], "data.name": ["digits"]}
@@ -144,7 +159,7 @@ def test_a_swept_mapping_is_merged_into_its_section():
         (
             "question:",
             "questoin:",
-            "unknown key `questoin`. Did you mean `question`? Known keys: evaluate_with, job, name",
+            "unknown key `questoin`. Did you mean `question`? Known keys: budget, evaluate_with, job",
         ),
         ("sweep:", "sweeps:", "unknown key `sweeps`. Did you mean `sweep`?"),
         ("question: Does depth matter?\n", "", "`question` is missing. Known keys: name, question, job"),
@@ -222,6 +237,22 @@ def test_a_swept_mapping_is_merged_into_its_section():
                 ("seed=0", "seed", "of: write `column=value`, got ['seed']"),
                 ("seed=0", "'se ed=0'", "of: write `column=value`, got ['se ed=0']"),
                 ("seed=0", "seed=", "of: write `column=value`, got ['seed=']"),
+            )
+        ],
+        *[
+            ("sweep:", f"budget: {wrong}\nsweep:", f"budget: {message}")
+            for wrong, message in (
+                ("", "must be a mapping, got None"),
+                ("40", "must be a mapping, got 40"),
+                ("{}", "give `gpu_hours`, `core_hours` or both"),
+                (
+                    "{gpu_hour: 4}",
+                    "unknown key `gpu_hour`. Did you mean `gpu_hours`? Known keys: core_hours, gpu_hours.",
+                ),
+                ("{gpu_hours: 0}", "gpu_hours must be positive, got 0.0"),
+                ("{gpu_hours: 4, core_hours: -1}", "core_hours must be positive, got -1.0"),
+                ("{core_hours: many}", "core_hours: must be a number, got 'many'"),
+                ("{core_hours: .inf}", "core_hours: must be a number, got inf"),
             )
         ],
         ("[0, 1, 2]", "[0, 1", "line 14"),

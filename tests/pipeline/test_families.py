@@ -15,10 +15,10 @@ from gode_core.solvers import IMPLICIT_METHODS, MULTISTEPS, Fixed, Layers, parse
 from pipeline import build, checkpoint
 from pipeline.build import build_network
 from pipeline.config import JobConfig, job_id
+from pipeline.counting import evals_per_solve
 from pipeline.evaluate import evaluate
 from pipeline.experiment import Judging, load_experiment
 from pipeline.model_config import BasisConfig, ModelConfig
-from pipeline.plan import evals_per_solve
 from pipeline.training import Training
 
 EXPERIMENT = load_experiment("pipeline/experiments/digits-families.yaml")
@@ -90,9 +90,9 @@ def go_on(training: Training, stop_at: int | None = None) -> None:
 def test_forward_shape_and_a_gradient_for_every_parameter(config):
     """After the first epoch: some parameters of evolving weights have none in the first step (see `laws`)."""
     training = trained(config, stop_at=4)  # within the last phase
-    network = training.network.train()
+    network = training.learner.network.train()
     network.zero_grad()
-    logits = network.predict(images(), training.solver, training.phase.gradient).logits
+    logits = network.predict(images(), training.solver, training.learner.phase.gradient).logits
     assert logits.shape == (4, 10)
     torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

@@ -1,7 +1,9 @@
 """Folders of pictures, and what is kept of them."""
 
 import os
+import resource
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -54,6 +56,58 @@ def test_images_are_decoded_once(folder, monkeypatch):
     read_folder(folder, "test", 4, 2)
     monkeypatch.setattr(images, "_decode", decoding_forbidden)
     assert all(map(torch.equal, first, read_folder(folder, "train", 4, 2)))
+
+
+def test_decoding_holds_a_few_images_at_a_time(folder):
+    """A folder may be larger than the memory, most of all than that of the machine where people log in."""
+    read_folder(folder, "test", 128, 2)  # what is imported and made once
+    tracemalloc.start()
+    try:
+        found, _ = read_folder(folder, "train", 128, 2)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < found.nbytes / 2
+
+
+def test_what_a_killed_decoding_has_left_goes(folder):
+    left = folder / ".decoded-4" / ".train-0123456789abcdef.npy.01234567.part"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    read_folder(folder, "train", 4, 2)
+    assert len(list(left.parent.iterdir())) == 1
+
+
+def test_two_that_decode_at_once_both_have_the_images(folder, monkeypatch, caplog):
+    wanted = read_folder(folder, "train", 4, 2)[0].clone()
+    shutil.rmtree(folder / ".decoded-4")
+    decode, other = images._decode, []
+
+    def decode_beside_another(path, size):
+        monkeypatch.setattr(images, "_decode", decode)
+        other.append(read_folder(folder, "train", 4, 2)[0])
+        return decode(path, size)
+
+    monkeypatch.setattr(images, "_decode", decode_beside_another)
+    assert torch.equal(read_folder(folder, "train", 4, 2)[0], wanted)
+    assert torch.equal(other[0], wanted)
+    assert len(list((folder / ".decoded-4").iterdir())) == 1
+    assert "cannot be kept" not in caplog.text
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(folder, caplog):
+    """No file may grow beyond a few images here. A map of a file would end the process."""
+    wanted = read_folder(folder, "train", 128, 2)[0].clone()
+    shutil.rmtree(folder / ".decoded-128")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (wanted.nbytes // 2, before[1]))
+    try:
+        found, _ = read_folder(folder, "train", 128, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(found, wanted)
+    assert "cannot be kept" in caplog.text
+    assert not list((folder / ".decoded-128").iterdir())
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "replaced", "moved"])

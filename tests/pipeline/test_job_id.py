@@ -171,6 +171,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.kinetic": (0.1, {}),
     "train.jacobian": (0.1, {}),
     "train.random_end": (0.5, {}),
+    "train.changes": ([{"epoch": 1, "lr": 0.2, "weight_decay": 0.0}], {}),
     "train.adapt.rule": ("agreement", {**STEP, "data.num_validation": 50}),
     "train.adapt.every": (51, STEP),
     "train.adapt.threshold": (0.2, STEP),

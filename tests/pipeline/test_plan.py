@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,9 +17,14 @@ import pytest
 from gode_core.solvers import ADAPTIVE_METHODS
 from pipeline import stage
 from pipeline.config import job_id, read_job
-from pipeline.experiment import load_experiment
+from pipeline.cost import RuleCost
+from pipeline.counting import ASSUMED_STEPS, evals_per_solve, judging_evals, training_evals, training_steps
+from pipeline.describe import write_configs
+from pipeline.experiment import Budget, Judging, load_experiment
+from pipeline.past import DeviceSeconds
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
-from pipeline.plan import ASSUMED_STEPS, describe, evals_per_solve, training_evals, write_configs
+from pipeline.plan import describe, describe_budget, describe_cost
+from pipeline.records import AttemptRecord, append_record
 
 ROOT = Path(__file__).parents[2]
 JOB: dict[str, Any] = {
@@ -74,6 +80,19 @@ def test_each_phase_is_counted_with_its_own_solver_and_basis():
     early = {"until": 1, "solver": "ab3@8", "basis": {"degree": 0, "num_coefficients": 2}}
     gode = {"model.family": "gode", "model.basis": {"degree": 3, "num_coefficients": 8}}
     assert count(**gode, **{"train.phases": [early]}) == 4 * 2 * (2 * 3 + 2) + 2 * 4 * 5 * 4
+
+
+def test_a_training_is_as_long_as_its_epochs_one_by_one():
+    """With its steps, and an adaptation that bounds them for the training, not for those who judge."""
+    early = [{"until": 2, "solver": "euler@2"}, {"until": 3, "solver": "dopri5@1e-3"}]
+    config = read_job(JOB | {"train": JOB["train"] | {"epochs": 7, "phases": early}}, "")
+    assert training_evals(config) == 4 * sum(evals_per_solve(config, config.phase(epoch)) for epoch in range(7))
+    assert training_steps(config) == 4 * 7
+    adapt = {"epochs": 2, "solver": "euler@500", "adapt": {"rule": "step"}}
+    config = read_job(JOB | {"train": JOB["train"] | adapt}, "")
+    assert training_evals(config) == 4 * 2 * 100
+    judging = Judging(("euler@300",), split="validation", batch_size=400)
+    assert judging_evals(config, judging) == 2 * (300 + 500)
 
 
 TEXT = """\
@@ -159,6 +178,68 @@ def test_the_command_writes_the_configs(small, tmp_path):
     assert (end.returncode, end.stdout) == (0, "")
     assert f"2 jobs: each has its config.json in {tmp_path / 'results'}/jobs" in end.stderr
     assert len(list((tmp_path / "results" / "jobs").glob("*/config.json"))) == 2
+
+
+def spend(small: Path, seconds: float) -> str:
+    """One of the two jobs is trained and the other, with another solver, is not. The folder of the results."""
+    experiment, paths = load_experiment(small), Paths(str(small.parent / "results"))
+    job = next(iter(experiment.jobs))
+    steps = training_steps(experiment.jobs[job]) or 0
+    attempt = AttemptRecord(job, "c", "c", "h", 1, "cpu", 0, steps, "", seconds, "finished", "")
+    append_record(paths.attempts(job), attempt)
+    for file in paths.trained(job):
+        Path(file).touch()
+    return paths.root
+
+
+def test_the_command_ends_with_what_is_to_be_spent_and_on_what_that_rests(small):
+    root = spend(small, 40 * 3600.0)
+    train, evaluate, total = plan(str(small), "--results", root).stdout.splitlines()[-3:]
+    assert train.split()[0] == "train"
+    assert "1.2 core-hours" in train  # 60 evaluations a solve, and not 2000
+    assert train.endswith(f"2 jobs, 1 done; by past jobs in {root} (1)")
+    assert evaluate.endswith(f"2 jobs, 0 done; a guess: nothing like it in {root}")
+    parts = [float(line.split()[1].removeprefix("~")) for line in (train, evaluate)]
+    assert float(total.split()[2].removeprefix("~")) == pytest.approx(sum(parts), abs=0.11)
+    train, *_ = plan(str(small), "--results", root, "--device", "cuda").stdout.splitlines()[-3:]
+    assert "GPU-minutes" in train
+    assert "a guess" in train
+
+
+def test_the_command_refuses_what_exceeds_the_budget_after_it_has_shown_it(small):
+    small.write_text(TEXT + "budget: {core_hours: 40.5}\n")
+    end = plan(str(small), "--results", spend(small, 40 * 3600.0))
+    assert end.returncode == 2
+    assert re.search(r"budget    40\.5 core-hours, 40 spent; then ~\d\.\d too few\n", end.stdout)
+    assert end.stderr.startswith(f"error: {small}: budget: 40 core-hours are spent and 1.2 more are needed")
+    assert end.stderr.count("\n") == 1
+    small.write_text(TEXT + "budget: {core_hours: 50}\n")
+    end = plan(str(small), "--results", str(small.parent / "results"))
+    assert (end.returncode, end.stderr) == (0, "")
+    assert re.search(r"budget    50 core-hours, 40 spent; then ~\d\.\d left\n", end.stdout)
+
+
+def test_the_command_warns_where_a_guess_exceeds_the_budget(small):
+    small.write_text(TEXT + "budget: {core_hours: 1e-5}\n")
+    end = plan(str(small), "--results", str(small.parent / "results"))
+    assert end.returncode == 0
+    assert "(a guess), which may exceed 1e-05; no training begins on a cluster once it is spent" in end.stderr
+
+
+def test_what_is_guessed_is_marked_and_what_is_done_is_nothing():
+    hour = DeviceSeconds(gpu=3600.0)
+    train = RuleCost("train", 9000, 9000, DeviceSeconds(), DeviceSeconds(), frozenset(), 0)
+    evaluate = RuleCost("evaluate", 9000, 7, DeviceSeconds(core=90.0), hour, frozenset("ab"), 0)
+    assert describe_cost([train, evaluate], "there") == [
+        "To be spent:",
+        "  train     nothing                          9,000 jobs, 9,000 done",
+        "  evaluate  ~1 GPU-hours + 1.5 core-minutes  9,000 jobs, 7 done; by past jobs in there (2), the rest a guess",
+        "  in all    ~1 GPU-hours + 1.5 core-minutes",
+    ]
+    assert describe_budget(Budget(40, 8), DeviceSeconds(7200.0, 36.0), [train, evaluate]) == [
+        "  budget    40 GPU-hours, 2 spent; then ~37 left",
+        "  budget    8 core-hours, 0.01 spent; then 8 left",
+    ]
 
 
 @pytest.mark.parametrize("wrong", ["typo.yaml", "pipeline", "pipeline/plan.py", "pipeline/experiments/digitz.yaml"])

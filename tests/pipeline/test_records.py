@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -66,6 +67,32 @@ def test_a_file_without_rows_has_none(tmp_path):
 def test_appending_makes_the_folder(tmp_path):
     append_record(tmp_path / "state" / "rows.jsonl", record(AttemptRecord))
     assert read_records(AttemptRecord, tmp_path / "state" / "rows.jsonl") == [record(AttemptRecord)]
+
+
+@pytest.mark.parametrize("beyond", [0, 10, 200])
+def test_a_row_that_a_full_disk_cuts_off_leaves_nothing(tmp_path, beyond):
+    """A limit on the file's size, in place of a quota: the row after it is as if there had been none."""
+    path = tmp_path / "rows.jsonl"
+    append_record(path, record(AttemptRecord, 1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + beyond, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            append_record(path, record(AttemptRecord, 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    append_record(path, record(AttemptRecord, 3))
+    assert read_records(AttemptRecord, path) == [record(AttemptRecord, 1), record(AttemptRecord, 3)]
+
+
+def test_a_row_after_one_that_was_cut_off_is_whole(tmp_path):
+    """A power cut: the broken row can be deleted, and the next one be read."""
+    path = tmp_path / "rows.jsonl"
+    append_record(path, record(AttemptRecord))
+    path.write_bytes(path.read_bytes() + b'{"job": "cut o')
+    append_record(path, record(AttemptRecord))
+    first, broken, last = path.read_text().splitlines()
+    assert (first, broken) == (last, '{"job": "cut o')
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS)

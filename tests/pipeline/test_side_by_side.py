@@ -10,13 +10,9 @@ from pathlib import Path
 import pytest
 from small import on_cpu, small_job, write_job
 
-from pipeline import checkpoint
-from pipeline.build import build_network
 from pipeline.records import AttemptRecord, TrainingRecord, WeightRecord, read_records
-from pipeline.side_by_side import SideBySide
 from pipeline.stacks import alike
-from pipeline.train import train
-from pipeline.training import Training
+from pipeline.train import groups_of, train
 
 SPHERES = {"name": "spheres", "dimension": 2, "num_train": 208, "num_validation": 50}  # batches of 64, 64, 64 and 16
 MODELS = {
@@ -132,28 +128,6 @@ def test_clipping_is_of_each_networks_own_gradient(tmp_path, dimension):
     check_against(tmp_path / "alone", paths, jobs)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "momentum, cosine, warm-up", "clipping", "smoothing"])
-def test_of_any_size_each_ends_with_the_numbers_that_it_has_alone_and_as_a_plain_network(tmp_path, kind):
-    """To rounding, at an odd width and with an odd last batch; `Training` by itself is no stack."""
-    configs = [job(seed, data={"num_train": 201}, width=7, **KINDS[kind]) for seed in range(SEEDS)]
-    paths, jobs = written(tmp_path / "together", configs)
-    assert train(jobs, paths, on_cpu(), lambda: False)
-    alone, _ = one_by_one(tmp_path / "alone", configs)
-    for name, config in jobs.items():
-        plain = Training(config, name, on_cpu())
-        while not plain.finished:
-            plain.run_epoch(lambda: False)
-        own = [build_network(config), build_network(config)]
-        for network, root in zip(own, (paths, alone)):
-            checkpoint.load_model(root.model(name), network)
-            assert apart(network, plain.network) < 1e-4
-        begun = build_network(config)
-        assert apart(begun, plain.network) > 0.1
-        assert [r.validation_loss for r in rows(paths, name)] == pytest.approx(
-            [r.validation_loss for r in plain.records], rel=1e-4
-        )
-
-
 def apart(one, other):
     """The largest difference of two networks' weights, each as a share of the largest weight of its tensor."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
@@ -195,33 +169,16 @@ def test_members_with_older_checkpoints_catch_up_by_themselves(tmp_path):
     assert not train({first: jobs[first]}, paths, on_cpu(), stop_after(2))
     assert not train({second: jobs[second]}, paths, on_cpu(), stop_after(5))
     assert train({third: jobs[third]}, paths, on_cpu(), lambda: False)
+    Path(paths.model(third)).unlink()  # killed before it was written
     assert train(jobs, paths, on_cpu(), lambda: False)
     check_against(tmp_path / "alone", paths, jobs)
     assert [attempts(paths, name)[-1].from_step for name in jobs] == [2, 5, STEPS, 0]
 
 
-def test_settled_trainings_have_the_state_that_they_have_alone(tmp_path):
-    """In the middle of an epoch: weights, the optimiser's state, sums and place."""
-    configs = [job(seed, **SGD) for seed in range(SEEDS)]
-    together = [Training(config, "", on_cpu()) for config in configs]
-    side = SideBySide(together)
-    assert not side.run_epoch(stop_after(3))
-    side.settle()
-    for config, training in zip(configs, together):
-        alone = Training(config, "", on_cpu())
-        assert not alone.run_epoch(stop_after(3))
-        one, other = training.state(), alone.state()
-        assert one.pop("sums") == pytest.approx(other.pop("sums"), rel=1e-6)
-        assert str(one) == str(other)
-    before = [str(training.state()) for training in together]
-    side.settle()
-    assert [str(training.state()) for training in together] == before
-
-
 def test_attempts_share_the_seconds_and_say_so(tmp_path, monkeypatch):
     """Seconds are those of the clock; divided by `share` they add up to the machine's."""
     clock = [0.0]
-    monkeypatch.setattr("pipeline.attempt.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("pipeline.lease.time.monotonic", lambda: clock[0])
 
     def nine_seconds_a_step() -> bool:
         clock[0] += 9
@@ -248,40 +205,44 @@ def test_each_leaves_the_paths_of_its_own_weights(tmp_path):
         assert Path(paths.decisions(name)).read_bytes() == b""
 
 
+def changed(config, **values):
+    """Of its train section."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **values))
+
+
 DIFFERENT = {
-    "lr": lambda config: dataclasses.replace(config, train=dataclasses.replace(config.train, lr=1e-3)),
+    "momentum": lambda config: changed(config, optimiser="sgd", momentum=0.5),
+    "optimiser": lambda config: changed(config, optimiser="adamw"),
+    "solver": lambda config: changed(config, solver="euler@3"),
+    "batch size": lambda config: changed(config, batch_size=32),
+    "epochs": lambda config: changed(config, epochs=3),
     "width": lambda config: dataclasses.replace(config, model=dataclasses.replace(config.model, width=8)),
     "data": lambda config: dataclasses.replace(config, data=dataclasses.replace(config.data, split_seed=1)),
 }
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_only_jobs_that_differ_in_the_seed_alone_are_alike(what):
+def test_only_jobs_that_differ_in_numbers_alone_are_alike(what):
     assert alike([job(0), job(1), job(7)])
     assert alike([job(0)])
+    other = job(1)
+    assert alike([job(0), dataclasses.replace(other, model=dataclasses.replace(other.model, init="torch_default"))])
     assert not alike([job(0), job(1), DIFFERENT[what](job(2))])
 
 
-def stage(paths, *jobs):
-    files = [paths.config(name) for name in jobs]
-    command = [sys.executable, "-m", "pipeline.train", *files, "--device", "cpu"]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_the_stage_refuses_jobs_that_are_not_alike_in_one_line(tmp_path):
-    paths, jobs = written(tmp_path, [job(0), job(1, lr=1e-3)])
-    found = stage(paths, *jobs)
-    assert found.returncode == 2
-    assert found.stderr.count("\n") == 1
-    assert "only jobs that differ in the seed alone are trained side by side" in found.stderr
-    assert not Path(paths.state(next(iter(jobs)))).exists()
+def test_jobs_that_are_not_alike_are_trained_one_after_the_other():
+    """What stands together in the list, and is alike, is one computation."""
+    configs = dict(zip("abcd", [job(0), job(1, lr=1e-3), job(0, epochs=3), job(2)]))
+    assert [list(group) for group in groups_of(configs)] == [["a", "b"], ["c"], ["d"]]
 
 
 def test_the_stage_trains_several_and_skips_what_is_finished(tmp_path):
     paths, jobs = written(tmp_path / "stage", [job(seed) for seed in range(SEEDS)])
     first, *others = jobs
     assert train({first: jobs[first]}, paths, on_cpu(), lambda: False)
-    found = stage(paths, *jobs)
+    files = [paths.config(name) for name in jobs]
+    command = [sys.executable, "-m", "pipeline.train", *files, "--device", "cpu"]
+    found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert f"{first} is finished" in found.stderr
     assert len(attempts(paths, first)) == 1

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -146,14 +147,22 @@ def test_seed_names_the_numbers(tmp_path):
     assert first[0] != other[0]
 
 
+def forget(paths, job):
+    """As Snakemake does before it has a job made again."""
+    for file in paths.trained(job):
+        Path(file).unlink()
+
+
 def test_trained_again_with_other_code_it_begins_anew(tmp_path, monkeypatch):
     """With the same code a finished checkpoint gives the same files at once; with other code it is no use."""
     config = small_job()
     paths, job = write_job(tmp_path, config)
     train({job: config}, paths, on_cpu(), never)
     first = results(paths, job)
+    forget(paths, job)
     train({job: config}, paths, on_cpu(), never)
     assert results(paths, job) == first
+    forget(paths, job)
     for module in ("attempt", "training"):
         monkeypatch.setattr(f"pipeline.{module}.code_fingerprint", lambda: "other")
     train({job: config}, paths, on_cpu(), never)
@@ -275,35 +284,35 @@ def test_a_damaged_model_is_one_clear_error(tmp_path):
         checkpoint.load_model(file, build_network(small_job(model={"width": 5})))
 
 
-def command(config_file, *options):
-    return [sys.executable, "-m", "pipeline.train", str(config_file), "--device", "cpu", *options]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signals_make_it_checkpoint_and_leave_with_85(tmp_path, number):
-    """As a user or SLURM sees it: a process, a signal in the middle, the same command again."""
+def test_sigterm_makes_it_checkpoint_and_leave_with_85(tmp_path):
+    """As a user or SLURM sees it: a process, a signal in the middle. (The others: test_attempts.py.)"""
     config = small_job(epochs=2000)
     paths, job = write_job(tmp_path, config)
-    process = subprocess.Popen(command(paths.config(job)), stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "pipeline.train", paths.config(job), "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = next(line for line in process.stderr if "epoch 1/" in line)  # it trains
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=60)[1]
     assert process.returncode == 85, line + rest
-    assert number.name in rest
+    assert "SIGTERM" in rest
     assert Path(paths.resume(job)).exists()
     state = checkpoint.load(paths.resume(job), config)
     assert state is not None
     assert state["place"][0] >= 1
 
 
-def test_the_stage_says_bad_input_in_one_line(tmp_path):
-    paths, job = write_job(tmp_path, small_job())
-    Path(paths.config(job)).write_text("{")
-    found = subprocess.run(command(paths.config(job)), capture_output=True, text=True)
-    assert found.returncode == 2
-    assert found.stderr.count("\n") == 1
-    assert "config.json: not JSON" in found.stderr
-    elsewhere = subprocess.run(command(tmp_path / "x.yaml"), capture_output=True, text=True)
-    assert elsewhere.returncode == 2
-    assert "<results>/jobs/<job>/config.json" in elsewhere.stderr
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("jobs/one/config.json", "config.json: not JSON"), ("x.yaml", "<results>/jobs/<job>/config.json")],
+)
+def test_the_stage_says_bad_input_in_one_line(tmp_path, monkeypatch, capsys, file, said):
+    bad = tmp_path / file
+    bad.parent.mkdir(parents=True, exist_ok=True)
+    bad.write_text("{")
+    monkeypatch.setattr(sys, "argv", ["train", str(bad), "--device", "cpu"])
+    monkeypatch.delitem(sys.modules, "pipeline.train")  # it is run as a program, in this process
+    with pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_module("pipeline.train", run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line

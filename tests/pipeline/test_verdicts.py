@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from on_spheres import SPHERES, point_job, scaled, tallies_of, verdict
+from on_spheres import SPHERES, own_labels, point_job, scaled, tallies_of, verdict
 from small import small_job, write_job
+from torch import Tensor
 
+from gode_core.networks import Prediction
+from gode_core.solution import Solution, Status
 from gode_core.solvers import parse_solver
 from pipeline import checkpoint
 from pipeline.build import build_network
@@ -117,8 +121,8 @@ def test_nothing_is_said_of_points_that_the_training_solver_itself_loses():
 def test_the_limit_does_not_judge_itself():
     row = verdict(LIMIT, FINE, 0.5)
     assert row.verdict == "undecided"
-    assert f"{LIMIT}, the finest solver judged with, is no finer than {LIMIT}" in row.reason
-    assert (row.logit_gap, row.agreement, row.num_finer) == (0.0, 1.0, 0)
+    assert f"{LIMIT}, the finest solver judged with, is not known to be finer than {LIMIT}" in row.reason
+    assert (row.logit_gap, row.agreement, row.limit_check) == (0.0, 1.0, "rk4@32")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,120 @@ def test_the_limit_does_not_judge_itself():
 def test_a_limit_that_is_coarser_than_the_training_decides_nothing(own, solvers):
     row = verdict(own, solvers, 2.0)
     assert (row.verdict, row.ode_within) == ("undecided", None)
-    assert f"the finest solver judged with, is no finer than {own}" in row.reason
+    assert f"the finest solver judged with, is not known to be finer than {own}" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("own", "limit", "scale", "why"),
+    [
+        ("dopri5@1e-6", "euler@16", 2.0, "is not known to be finer than dopri5@1e-6"),
+        ("dopri5@1e-2", "trapezoid@4", 2.0, "is not known to be finer than dopri5@1e-2"),
+        ("rk4@64", "dopri5@1e-1", 3.0, "is too loose: of an adaptive limit the tolerance must be at most 0.001"),
+        ("dopri5@1e-1", "dopri5@1e-2", 3.0, "is too loose"),
+    ],
+)
+def test_a_limit_that_nothing_shows_to_be_one_decides_nothing(own, limit, scale, why):
+    """An adaptive solver has no steps to compare with; and a tolerance as large as the margin moves as many samples."""
+    row = verdict(own, (limit,), scale)
+    assert abs(row.gap) > row.margin
+    assert (row.verdict, row.ode_within) == ("undecided", None)
+    assert why in row.reason
+
+
+@pytest.mark.parametrize(("limit", "scale", "gap"), [("midpoint@32", 4.0, 0.464), ("euler@65", 2.0, 0.0)])
+def test_a_limit_that_a_finer_solver_contradicts_decides_nothing(limit, scale, gap):
+    """Neither that the net is discrete nor that it is an ODE: rk4@64 is farther from it than the training solver."""
+    row = verdict("euler@64", ("rk4@64", limit), scale, limit=limit)
+    assert row.gap == pytest.approx(gap)
+    assert (row.limit_check, row.limit_check_gap > row.logit_gap) == ("rk4@64", True)
+    assert row.verdict == "undecided"
+
+
+def test_the_check_of_the_limit_is_no_coarser_than_the_training():
+    """However near to the limit it comes."""
+    row = verdict("rk4@16", ("euler@1000", "rk4@4", "rk4@32", LIMIT), 0.5)
+    assert row.limit_check == "rk4@32"
+    assert verdict("rk4@16", ("euler@1000", "rk4@4", LIMIT), 0.5).limit_check is None
+
+
+class Said:
+    """In place of a network: it says the class `says[solver]` of each sample, or nothing where that is -1, since its
+    solve was lost as `lost_as`."""
+
+    def __init__(self, says: dict[str, Tensor], num_classes: int, lost_as: Status = "nonfinite"):
+        self.says, self.num_classes, self.lost_as = says, num_classes, lost_as
+
+    def eval(self) -> None:
+        pass
+
+    def predict(self, images: Tensor, solver, max_steps: int) -> Prediction:
+        said = self.says[str(solver)][: len(images)]
+        logits = torch.nn.functional.one_hot(said.clamp(min=0), self.num_classes).float()
+        logits[said == -1] = math.nan
+        return Prediction(logits, [Solution(logits, [], 1, 1, lost_as=self.lost_as)])
+
+
+def said(own: Tensor, limit: Tensor, labels: Tensor, num_classes: int = 2, **options) -> ValidityRecord:
+    judging, network = Judging((LIMIT,)), Said({"euler@64": own, LIMIT: limit}, num_classes, **options)
+    tallies = tallies_of(network, "euler@64", judging, [(torch.zeros(len(labels), 1, 2), labels)])  # type: ignore[arg-type]
+    return verdict_of(tallies, "euler@64", judging, Geometry(Shares(), []), "job")
+
+
+CLASSES = torch.arange(1000) % 2
+
+
+@pytest.mark.parametrize(("share", "answer"), [(0.5, "undecided"), (0.52, "undecided"), (0.53, "ode"), (0.9, "ode")])
+def test_a_net_that_is_no_better_than_a_guess_is_nothing(share, answer):
+    """Whatever its logits do: all solvers agree about nothing. 0.5 + 1.645 sqrt(0.25 / 1000) = 0.526."""
+    says = torch.where(torch.arange(1000) < round(1000 * share), CLASSES, 1 - CLASSES)
+    row = said(says, says, CLASSES)
+    assert (row.gap, row.accuracy, row.verdict) == (0.0, share, answer)
+    assert (row.ode_within is None) == ("no better than a guess" in row.reason) == (answer == "undecided")
+
+
+def test_a_guess_is_the_commonest_class():
+    """Of 1000 samples 700 are of one: 0.71 is no knowledge."""
+    labels = (torch.arange(1000) >= 700).long()
+    says = (torch.arange(1000) >= 990).long()
+    row = said(says, says, labels)
+    assert (row.accuracy, row.verdict) == (0.71, "undecided")
+    assert "no better than a guess" in row.reason
+
+
+@pytest.mark.parametrize("num_right", [0, 500])
+def test_a_net_that_knows_nothing_may_be_discrete(num_right):
+    """It then depends on the solver, which no ODE does."""
+    says = torch.where(torch.arange(1000) < num_right, CLASSES, 1 - CLASSES)
+    row = said(says, CLASSES, CLASSES)
+    assert (row.verdict, row.ode_within) == ("discrete", None)
+
+
+def test_nothing_is_said_of_points_that_the_limit_loses():
+    """Though the accuracies agree: the training solver has these wrong."""
+    labels, lost = torch.arange(1000) % 10, torch.arange(1000) >= 500
+    row = said(labels.where(~lost, 9 - labels), labels.where(~lost, -1), labels, num_classes=10)
+    assert (row.accuracy, row.limit_accuracy, row.gap) == (0.5, 0.5, 0.0)
+    assert (row.verdict, row.ode_within) == ("undecided", None)
+    assert f"500 of 1000 solves failed under {LIMIT}" in row.reason
+
+
+@pytest.mark.parametrize(("lost_as", "answer"), [("unconverged", "undecided"), ("nonfinite", "discrete")])
+def test_samples_that_the_limit_did_not_solve_are_no_finding(lost_as, answer):
+    """Those that left the numbers are."""
+    row = said(CLASSES, CLASSES.where(torch.arange(1000) >= 40, -1), CLASSES, lost_as=lost_as)
+    assert (row.gap, row.verdict) == (0.04, answer)
+    assert ("was given up" in row.reason) == (answer == "undecided")
+
+
+def test_one_point_that_leaves_the_numbers_is_one_point():
+    """The other 999 of its batch are followed to the end."""
+    network, split = scaled(point_job(), 0.5), load_split(point_job().data, "test", "data")
+    images, judging = split.images.clone(), Judging((LIMIT,))
+    labels, images[7] = own_labels(network, images, "euler@64"), 3e38
+    tallies = tallies_of(network, "euler@64", judging, [(images, labels)])
+    row = verdict_of(tallies, "euler@64", judging, Geometry(Shares(), []), "job")
+    assert tallies[LIMIT].failed == 1
+    assert (tallies[LIMIT].status, row.verdict) == ("nonfinite", "ode")
 
 
 @pytest.mark.parametrize(("scale", "own", "answer"), [(0.5, "euler@64", "ode"), (2.0, "euler@4", "discrete")])

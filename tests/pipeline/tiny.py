@@ -12,8 +12,9 @@ from test_collect import load, make_results
 
 from pipeline.experiment import Experiment
 from pipeline.paths import Paths
-from pipeline.publish import MlflowClient, publish
+from pipeline.publish import publish
 from pipeline.records import AttemptRecord, TrainingRecord, append_record, read_records, write_records
+from pipeline.store import MlflowClient
 from pipeline.target import Target
 
 TINY = """

@@ -1,10 +1,16 @@
 """What Snakemake plans, and how it takes bad input: seconds, since nothing is run."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import yaml
 from workplace import ROOT, SMALL
+
+from pipeline.company import company_of
+from pipeline.experiment import load_experiment
+from pipeline.paths import Paths
 
 
 def planned(output):
@@ -17,8 +23,21 @@ def test_every_job_is_trained_and_judged_once(workplace):
     code, output = workplace.snakemake("-n", "--quiet", "rules")
     assert code == 0, output
     counts = planned(output)
-    once = dict.fromkeys(("describe", "data", "collect", "report", "publish", "all"), 1)
+    once = dict.fromkeys(("data", "collect", "report", "publish", "all"), 1)
     assert {k: v for k, v in counts.items() if k not in ("total", "job")} == once | {"train": 6, "evaluate": 6}
+
+
+def test_a_run_notes_who_shares_a_process_and_a_plan_does_not(workplace):
+    """For those who look on: it was said on the command line."""
+    paths = Paths(str(workplace.folder / "results"))
+    notes = Path(paths.batches("small"))
+    for options, noted in ((["-n"], False), ([], True)):
+        code, output = workplace.snakemake(*options, "--config", "together=3", "--", "results/data/digits.json")
+        assert code == 0, output
+        assert notes.exists() == noted
+    jobs = load_experiment(SMALL).jobs
+    assert len(company_of(load_experiment(SMALL), paths)) == len(jobs)
+    assert len(json.loads(notes.read_text())) == len(jobs) / 3
 
 
 def test_the_default_experiment_plans():

@@ -1,4 +1,4 @@
-"""digits-families.yaml through the whole DAG, with few images and epochs."""
+"""digits-families.yaml through the whole DAG, with few images and epochs, its trainings as a fleet."""
 
 import csv
 
@@ -19,7 +19,7 @@ def test_every_family_goes_from_its_experiment_file_to_the_report(workplace):
     raw["evaluate_with"]["solvers"] = ["euler@8", "ab2@16", "rk4@8"]
     experiment = workplace.folder / "families.yaml"
     experiment.write_text(yaml.safe_dump(raw))
-    code, output = workplace.snakemake(experiment=experiment, seconds=800)
+    code, output = workplace.snakemake("--config", "fleet=true", experiment=experiment, seconds=800)
     assert code == 0, output
 
     with open(workplace.folder / "results/experiments/families/table.csv") as file:

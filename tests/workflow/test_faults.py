@@ -12,13 +12,14 @@ from workplace import SMALL, Workplace
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LONG = SMALL.read_text().replace("epochs: 3", "epochs: 60").replace("seed: [0, 1]", "seed: [0]")
+TRAIN = ("--until", "train")  # what comes after it is no different in the longer experiment
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The longer experiment, run whole."""
+    """The trainings of the longer experiment."""
     workplace = Workplace(tmp_path_factory.mktemp("undisturbed"))
-    code, output = workplace.snakemake(experiment=long_experiment(workplace))
+    code, output = workplace.snakemake(*TRAIN, experiment=long_experiment(workplace))
     assert code == 0, output
     return {name: workplace.files(name) for name in ("model.safetensors", "training.jsonl", "weights.jsonl")}
 
@@ -59,7 +60,7 @@ def goes_on(workplace, undisturbed, experiment, unlock=False):
     if unlock:
         code, output = workplace.snakemake("--unlock", experiment=experiment)
         assert code == 0, output
-    code, output = workplace.snakemake("--rerun-incomplete", experiment=experiment)
+    code, output = workplace.snakemake("--rerun-incomplete", *TRAIN, experiment=experiment)
     assert code == 0, output
     for name, files in undisturbed.items():
         assert workplace.files(name) == files
@@ -111,7 +112,7 @@ def test_snakemakes_own_report_works(finished):
 
 def test_ctrl_c(workplace, undisturbed):
     experiment = long_experiment(workplace)
-    process = workplace.start(experiment=experiment)
+    process = workplace.start(*TRAIN, experiment=experiment)
     wait_for_epochs(workplace, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     process.communicate(timeout=60)
@@ -123,7 +124,7 @@ def test_ctrl_c(workplace, undisturbed):
 def test_kill_9_of_snakemake(workplace, undisturbed):
     """Its trainings notice, write a checkpoint and leave; --unlock is what Snakemake itself needs."""
     experiment = long_experiment(workplace)
-    process = workplace.start(experiment=experiment)
+    process = workplace.start(*TRAIN, experiment=experiment)
     wait_for_epochs(workplace, process)
     running = trainings(workplace)
     assert running
@@ -139,7 +140,7 @@ def test_kill_9_of_snakemake(workplace, undisturbed):
 
 def test_kill_9_of_a_job(workplace, undisturbed):
     experiment = long_experiment(workplace)
-    process = workplace.start("--keep-going", experiment=experiment)
+    process = workplace.start("--keep-going", *TRAIN, experiment=experiment)
     wait_for_epochs(workplace, process)
     os.kill(trainings(workplace)[0], signal.SIGKILL)
     process.communicate(timeout=280)

@@ -24,16 +24,17 @@ class Workplace:
             *map(str, options),
         ]
 
-    def snakemake(self, *options, seconds=280, **how):
+    def snakemake(self, *options, seconds=500, **how):
         """(exit code, all output)."""
         command = self.command(*options, **how)
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=seconds)
         return done.returncode, done.stdout + done.stderr
 
     def start(self, *options, **how):
-        """Running, in a process group of its own, as a terminal starts it."""
+        """Running, in a process group of its own, as a terminal starts it: it hears Ctrl-C, though these tests may be
+        in the background of a shell that makes those deaf to it."""
         return subprocess.Popen(
-            self.command(*options, **how),
+            ["env", "--default-signal=INT", *self.command(*options, **how)],
             env=self.environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
