@@ -7,6 +7,8 @@
     validity.csv       one row per job that is, or is not, an ODE
     trajectories.csv   one row per (job, solver, path, depth)
 
+and of an experiment with a search, whose winners are jobs like the others, two more: see pipeline.search_table.
+
 A job's parameters are columns, named by their dotted path (`model.basis.degree`): nothing is read out of names.
 
 python -m pipeline.collect pipeline/experiments/digits.yaml
@@ -27,7 +29,8 @@ import pandas as pd
 
 from pipeline import stage
 from pipeline.config import JobConfig, load_job
-from pipeline.experiment import Experiment, Judging, load_experiment
+from pipeline.experiment import Experiment, Judging
+from pipeline.past import read_attempts
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
 from pipeline.records import (
     DecisionRecord,
@@ -39,6 +42,8 @@ from pipeline.records import (
     read_records,
     replace_file,
 )
+from pipeline.search_table import read_search, trial_curves, trial_table
+from pipeline.winners import load_whole
 
 KINDS = {
     "training": TrainingRecord,
@@ -63,11 +68,13 @@ class Collected:
     evaluation: list[EvaluationRecord]
     validity: list[ValidityRecord]
     trajectories: list[PathRecord]
+    torch: str | None  # versions of it that the training ran under, as far as its attempts say
 
 
 def collect(experiment: Experiment, paths: Paths, mix_code: bool = False) -> dict[str, pd.DataFrame]:
-    """The tables, by the path that each belongs to. Raises ValueError if a job's files are missing or not its own,
-    or if rows were made by different code and `mix_code` is false."""
+    """The tables, by the path that each belongs to. Raises ValueError if a job's files are missing or not its own, if
+    the search is not done, or if rows were made by different code and `mix_code` is false."""
+    of_search = _collect_search(experiment, paths, mix_code)
     _check_present(experiment, paths)
     jobs = {job: _read(job, paths, experiment.evaluate_with) for job in experiment.jobs}
     if not mix_code:
@@ -81,6 +88,19 @@ def collect(experiment: Experiment, paths: Paths, mix_code: bool = False) -> dic
         paths.weight_paths(name): _long(jobs, "weights"),
         paths.verdicts(name): _long(jobs, "validity"),
         paths.trajectory_table(name): _long(jobs, "trajectories"),
+    } | of_search
+
+
+def _collect_search(experiment: Experiment, paths: Paths, mix_code: bool) -> dict[str, pd.DataFrame]:
+    """None without a search."""
+    if experiment.search is None:
+        return {}
+    tried, found = read_search(experiment, paths)
+    if not mix_code:
+        check_one_code("trial", (row for each in tried for row in each.rows))
+    return {
+        paths.trial_table(experiment.name): trial_table(experiment.search, tried, found),
+        paths.trial_curves(experiment.name): trial_curves(tried),
     }
 
 
@@ -91,13 +111,21 @@ def check_one_code(kind: str, rows: Iterable[Any]) -> None:
         jobs.setdefault(row.code, {})[row.job] = None
     if len(jobs) > 1:
         common = sorted(jobs, key=lambda code: -len(jobs[code]))
-        rule, files = ("train", "the folders") if kind in OF_TRAINING else ("evaluate", "the evaluation-*.jsonl")
         made = "; ".join(f"{code} made those of {_named(list(jobs[code]))}" for code in common)
         raise ValueError(
-            f"{kind} rows were made by different code: {made}. Make them again with `snakemake --forcerun {rule}` (for "
-            f"jobs that go side by side: delete {files} of the older ones first), or accept the mixture with "
+            f"{kind} rows were made by different code: {made}. {_made_again(kind)}, or accept the mixture with "
             "`--config mix_code=true` (here: --mix-code)"
         )
+
+
+def _made_again(kind: str) -> str:
+    if kind == "trial":
+        return "Search again: delete the folder in `searches`, and those of the older jobs"
+    rule, files = ("train", "the folders") if kind in OF_TRAINING else ("evaluate", "the evaluation-*.jsonl")
+    return (
+        f"Make them again with `snakemake --forcerun {rule}` (for jobs that go side by side: delete {files} of the "
+        "older ones first)"
+    )
 
 
 def flatten(config: JobConfig) -> dict[str, Any]:
@@ -121,7 +149,7 @@ def _leaves(cls: type, config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 def _check_present(experiment: Experiment, paths: Paths) -> None:
     missing = {}
     for job in experiment.jobs:
-        files = [paths.config(job), *paths.trained(job)[1:], *paths.judged(job, experiment.evaluate_with.id)]
+        files = [*paths.trained(job)[1:], *paths.judged(job, experiment.evaluate_with.id)]
         if absent := [file for file in files if not Path(file).exists()]:
             missing[job] = absent[0]
     if missing:
@@ -145,7 +173,17 @@ def _read(job: str, paths: Paths, judging: Judging) -> Collected:
     if config.train.adapt is not None and last not in asked:
         asked.append(last)  # the solver that the training came to
     _check_solvers(rows["evaluation"], asked, files["evaluation"])
-    return Collected(config, **rows)
+    return Collected(config, **rows, torch=_torch_of(job, paths))
+
+
+def _torch_of(job: str, paths: Paths) -> str | None:
+    """From the attempts with steps, since the last beginning."""
+    try:
+        attempts = [each for each in read_attempts(job, paths) if each.to_step > each.from_step]
+    except ValueError:  # a row that a full disk has cut off: it is no more than a note
+        return None
+    begun = max((i for i, each in enumerate(attempts) if each.from_step == 0), default=0)
+    return " ".join(dict.fromkeys(each.torch for each in attempts[begun:] if each.torch)) or None
 
 
 def _check_solvers(rows: list[EvaluationRecord], asked: list[str], file: str) -> None:
@@ -166,6 +204,7 @@ def _table_rows(job: str, found: Collected) -> Iterator[dict[str, Any]]:
         "train_epoch": last.epoch,
         "train_status": last.status,
         "train_validation_accuracy": last.validation_accuracy,
+        "train_torch": found.torch,
     }
     for row in found.evaluation:
         yield parameters | vars(row) | trained
@@ -188,8 +227,8 @@ def _named(jobs: list[str]) -> str:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    experiment = load_experiment(arguments.experiment)
-    tables = collect(experiment, Paths(arguments.results), arguments.mix_code)
+    paths = Paths(arguments.results)
+    tables = collect(load_whole(arguments.experiment, paths), paths, arguments.mix_code)
     for path, table in tables.items():
         # convert_dtypes: whole numbers stay whole beside empty cells (degree 3, not 3.0)
         replace_file(path, table.convert_dtypes().to_csv(index=False).encode())

@@ -12,15 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pandas as pd
 
+from gode_core.intervals import best_guess
 from gode_core.solvers import Fixed, parse_solver
 from pipeline.experiment import Published
-from pipeline.judgement import MIN_RUNGS, Ladder, ladders
+from pipeline.ladders import MIN_RUNGS, Ladder
 from pipeline.model_config import NUM_BLOCKS
 from pipeline.tables import GROUP, Frame, Results, counted, percent, points, standard_error
 
-LEARNED = 0.1  # the share of the way from chance to 1 that an accuracy must have gone
 IN_EVALS = ("critical_evals", "training_evals")  # measures in field evaluations; the others are shares
 
 
@@ -108,7 +109,8 @@ def _how_far(found: Found, published: Published) -> str:
 
 def chosen(results: Results, published: Published) -> Frame:
     """The jobs that `of` selects: columns of table.csv, or `method`, that of the training solver; `none` stands for an
-    empty place. One row per job, with `accuracy` under its own solver, and whether it `learned`."""
+    empty place. One row per job, with `accuracy` under its own solver, and whether it `learned`: more than a guess has,
+    of classes that are equally frequent."""
     jobs = results.jobs.assign(method=results.jobs["train.solver"].map(lambda text: text.partition("@")[0]))
     for text in published.of:
         column, _, value = text.partition("=")
@@ -117,20 +119,17 @@ def chosen(results: Results, published: Published) -> Frame:
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise ValueError(f"published: {published.claim}: of: {text}: no column `{column}` in the table.{hint}")
         jobs = jobs[jobs[column].map(partial(_is, value)).astype(bool)]
-    judged = results.validity.drop_duplicates("job").set_index("job")["accuracy"]
-    accuracy = jobs["accuracy_own"].fillna(jobs["job"].map(judged))
+    accuracy = jobs["accuracy_own"]
     chance = jobs["job"].map(lambda job: 1 / results.experiment.jobs[job].data.classes).astype(float)
-    return jobs.assign(accuracy=accuracy, learned=learned(accuracy, chance))
-
-
-def learned(accuracy: Frame, chance: Frame) -> Frame:
-    """Whether an accuracy is away from that of a guess (classes being equally frequent)."""
-    return accuracy > chance + LEARNED * (1 - chance)
+    guess = best_guess(chance, jobs["num_samples"], results.experiment.evaluate_with.confidence)
+    return jobs.assign(accuracy=accuracy, learned=accuracy > guess)
 
 
 def _is(value: str, found) -> bool:
     if pd.isna(found):
         return value == "none"
+    if isinstance(found, bool | np.bool_):
+        return str(found).lower() == value.lower()  # `true`, as the experiment file has it
     try:
         return float(found) == float(value)  # 32.0 is 32
     except ValueError:
@@ -138,7 +137,7 @@ def _is(value: str, found) -> bool:
 
 
 def _ladder_of(results: Results, jobs: Frame, margin: float | None) -> Ladder | str:
-    found = ladders(results, set(jobs["job"]), margin)
+    found = list(results.ladders(margin, frozenset(jobs["job"])).values())
     if not found:
         return f"no model was trained with one method at {MIN_RUNGS} step counts"
     if len(found) > 1:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from gode_core.intervals import best_guess
 from gode_core.solvers import Adaptive, parse_solver
-from pipeline.comparison import learned
 from pipeline.drawing import (
     COLOURS,
     GREY,
@@ -22,6 +25,7 @@ from pipeline.drawing import (
     mark,
     panels,
     set_title,
+    some_solvers,
     styles,
 )
 from pipeline.tables import RULE, Frame, Results
@@ -73,11 +77,12 @@ def draw_training(results: Results) -> Drawing:
         return Drawing(None, "No job has validation images: there are no validation curves.")
     grouped = curves.groupby(["train.solver", "label", "epoch"])["validation_accuracy"]
     bands = grouped.agg(["mean", "min", "max"]).reset_index()
-    figure, axes = panels(len(results.training_solvers), 2, 2.7, sharex=True, sharey=True)
+    solvers, more = some_solvers(results.training_solvers)
+    figure, axes = panels(len(solvers), 2, 2.7, sharex=True, sharey=True)
     ends = curves[curves["job"].isin(results.stopped["job"])].drop_duplicates("job", keep="last")
     converted = curves.assign(before=curves.groupby("job")["epoch"].shift())  # the end of the phase before
     converted = converted[converted["converted_accuracy"].notna()]
-    for ax, solver in zip(axes, results.training_solvers):
+    for ax, solver in zip(axes, solvers):
         for label, style in styles(results.labels).items():
             chosen = (bands["train.solver"] == solver) & (bands["label"] == label)
             band(ax, bands[chosen], "epoch", {**style, "marker": "none"})
@@ -96,7 +101,7 @@ def draw_training(results: Results) -> Drawing:
         caption += " Hollow: a seed at the moment when one phase gave way to the next."
     if len(results.stopped):
         caption += " Crosses: a training that stopped here."
-    return Drawing(figure, caption + left_out(results))
+    return Drawing(figure, caption + left_out(results) + more)
 
 
 def draw_decisions(results: Results) -> Drawing:
@@ -109,9 +114,10 @@ def draw_decisions(results: Results) -> Drawing:
     columns = min(len(groups), MAX_COLUMNS)
     figure, axes = panels(2 * columns, columns, 2.2, sharex="col")
     rules = results.table.drop_duplicates("job").set_index("job")[RULE]
+    looks = _looks(sorted(decisions["seed"].unique()))
     for above, below, ((label, solver), rows) in zip(axes[:columns], axes[columns:], groups):
-        for i, (_, seed) in enumerate(rows.groupby("seed")):
-            style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 0.9, "linestyle": LINES[i // len(COLOURS) % 4]}
+        for number, seed in rows.groupby("seed"):
+            style = {**looks[number], "linewidth": 0.9}
             size = seed["next_solver"].map(_size)
             ends = results.curves.loc[results.curves["job"].isin(seed["job"]), "step"].max()
             above.plot([*seed["step"], ends], [*size, size.iloc[-1]], drawstyle="steps-post", **style)
@@ -126,16 +132,23 @@ def draw_decisions(results: Results) -> Drawing:
         below.set_ylim(0, 102)
     label_bottom(axes, columns, "optimiser step")
     axes[columns].set_ylabel("accuracy at the check (%)")
-    seeds = sorted(decisions["seed"].unique())
-    entries = [mark(f"seed {seed}", color=COLOURS[i % len(COLOURS)]) for i, seed in enumerate(seeds[: len(COLOURS)])]
+    named = list(looks)[: len(COLOURS) * len(LINES)]
+    entries = [mark(f"seed {seed}", **looks[seed]) for seed in named]
     shade = mark("accuracy at chance", color=GREY, alpha=0.3, linewidth=6)
     legend(figure, [*entries, shade, mark("held at its limit", marker="x", linestyle="none")])
     more = f" The first {columns} of {len(groups)} are drawn." if len(groups) > columns else ""
+    more += f" The {len(looks) - len(named)} last seeds look like the first." if len(named) < len(looks) else ""
     return Drawing(
         figure,
         "What each training solved with. Shaded: checks at which the accuracy, in the mean over seeds, is that of a "
         f"guess, where two solvers agree whatever they are.{more}",
     )
+
+
+def _looks(seeds: list[int]) -> dict[int, dict[str, Any]]:
+    """A colour and a kind of line for each, the same in all panels."""
+    styles = [{"linestyle": line, "color": colour} for line in LINES for colour in COLOURS]
+    return dict(zip(seeds, cycle(styles)))
 
 
 def _size(text: str) -> float:
@@ -153,9 +166,10 @@ def _size_axis(ax: Axes, solver: str) -> None:
 
 
 def _shade_chance(ax: Axes, rows: Frame, results: Results) -> None:
-    """Where a check saw the accuracy of a guess."""
-    seen = rows[rows["accuracy"].notna()].groupby("step")["accuracy"].mean()
-    chance = 1 / results.experiment.jobs[rows["job"].iloc[0]].data.classes
-    guess = ~learned(seen.astype(float), chance)
+    """Where a check, of at least a batch of each seed, saw no more than the accuracy of a guess."""
+    config = results.experiment.jobs[rows["job"].iloc[0]]
+    checks = rows[rows["accuracy"].notna()].groupby("step")["accuracy"]
+    seen, images = checks.mean().astype(float), checks.size() * config.train.batch_size
+    guess = seen <= best_guess(1 / config.data.classes, images, results.experiment.evaluate_with.confidence)
     where = {"transform": ax.get_xaxis_transform(), "color": GREY, "alpha": 0.2, "linewidth": 0, "step": "post"}
     ax.fill_between(seen.index, 0, 1, where=guess.to_numpy(), **where)

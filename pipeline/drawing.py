@@ -27,6 +27,7 @@ MARKERS = "os^Dv<>PX"
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.2, 1.2, 1.2)))
 MAX_LINES = 16  # models that one panel can tell apart
 MAX_COLUMNS = 4  # panels side by side
+MAX_PANELS = 48  # matplotlib draws no more than 65,536 pixels upwards
 WIDTH = 8.0  # inches
 STYLE: dict[Any, Any] = {
     "font.size": 8.5,
@@ -70,6 +71,21 @@ def render(figure: Figure) -> dict[str, bytes]:
         return files
 
 
+def in_words(figure: Figure) -> str:
+    """For who does not see it: its panels and axes."""
+    axes = [ax for ax in figure.axes if ax.get_visible()]
+    titles = [title for ax in axes if (title := ax.get_title() or ax.get_title(loc="left"))]
+    across = dict.fromkeys(text for ax in axes if (text := ax.get_xlabel()))
+    across = across or dict.fromkeys(text for ax in axes for tick in ax.get_xticklabels() if (text := tick.get_text()))
+    upwards = dict.fromkeys(text for ax in axes if (text := ax.get_ylabel() or figure.get_supylabel()))
+    parts = ["1 panel" + "".join(f": {title}" for title in titles)]
+    if len(titles) > 1:
+        parts = [f"{len(titles)} panels, from {titles[0]} to {titles[-1]}"]
+    parts += [f"Across: {'; '.join(across)}"] if across else []
+    parts += [f"Upwards: {'; '.join(upwards)}"] if upwards else []
+    return " ".join(f"{part}.".replace("\n", " ") for part in parts)
+
+
 def panels(count: int, columns: int, height: float, **share: Any) -> tuple[Figure, list[Axes]]:
     """`count` panels, in rows of `columns` (at most MAX_COLUMNS) and `height` inches."""
     columns = min(columns, MAX_COLUMNS, count)
@@ -98,6 +114,14 @@ def styles(names: list[str]) -> dict[str, dict[str, Any]]:
 def left_out(results: Results) -> str:
     total = len(results.labels)
     return f" The first {MAX_LINES} of {total} models are drawn; the table holds all." if total > MAX_LINES else ""
+
+
+def some_solvers(solvers: list[str], panels_each: int = 1) -> tuple[list[str], str]:
+    """The training solvers that a figure has room for, and a sentence if they are not all."""
+    shown, total = solvers[: max(1, MAX_PANELS // panels_each)], len(solvers)
+    if len(shown) == total:
+        return shown, ""
+    return shown, f" The first {len(shown)} of {total} training solvers are drawn; the table holds all."
 
 
 def band(ax: Axes, rows: Frame, x: str, style: dict[str, Any]) -> None:

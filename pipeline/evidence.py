@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from gode_core.solvers import Adaptive, Fixed, Implicit, parse_solver
 from pipeline.drawing import (
@@ -24,7 +24,7 @@ from pipeline.drawing import (
     panels,
     set_title,
 )
-from pipeline.judgement import MIN_RUNGS, ladders
+from pipeline.ladders import MIN_RUNGS
 from pipeline.tables import Frame, Results, percent
 
 VERDICT_STYLES: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ def draw_validity(results: Results) -> Drawing:
         return Drawing(None, "No model was judged to be an ODE or none: there is no gap to the limit to draw.")
     validity = validity.assign(method=validity["train.solver"].map(_method), step=validity["solver"].map(_step))
     groups = list(validity.groupby(["label", "method"], sort=False))
-    critical = {(ladder.label, ladder.method): ladder.critical for ladder in ladders(results)}
+    critical = {key: ladder.critical for key, ladder in results.ladders().items()}
     figure, axes = panels(len(groups[:MAX_PANELS]), 2, 2.5, sharey=True)
     margin = 100 * validity["margin"].max()
     for ax, (key, rows) in zip(axes, groups):
@@ -54,11 +54,12 @@ def draw_validity(results: Results) -> Drawing:
             ax.axvspan(1 / bracket.coarser, 1 / bracket.num_steps, color=GREY, alpha=0.22, linewidth=0)
         set_title(ax, f"{key[0]}, trained with {key[1]}", 2)
         ax.set_yscale("symlog", linthresh=2 * margin)
+        ax.yaxis.set_major_locator(FixedLocator(_gap_ticks(margin)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}".replace("-", "\N{MINUS SIGN}")))
         ax.yaxis.set_minor_locator(NullLocator())
         _step_axis(ax, list(rows["solver"]))
     label_bottom(axes, 2, "step, or tolerance, at the end of the training")
-    figure.supylabel(f"gap to {results.finest} (points)", fontsize=8.5)
+    figure.supylabel(f"gap to {results.finest}\n(points; logarithmic beyond ±{2 * margin:g})", fontsize=8.5)
     entries = [mark(name, linestyle="none", **style) for name, style in VERDICT_STYLES.items()]
     entries.append(mark(f"margin: ±{margin:g}", color=GREEN, alpha=0.3, linewidth=6))
     if any(bracket.coarser and bracket.num_steps for bracket in critical.values()):
@@ -71,6 +72,12 @@ def draw_validity(results: Results) -> Drawing:
         f"together with those of all finer solvers with {confidence} confidence. A verdict needs all of them; those of "
         "the finer solvers are not drawn." + _panels_left(len(groups)),
     )
+
+
+def _gap_ticks(margin: float) -> list[float]:
+    """Enough of them to read a number off a scale that is linear near 0 and logarithmic beyond."""
+    above = [margin, *(y for y in (2.0, 5.0, 10.0, 20.0, 50.0, 100.0) if y > 1.5 * margin)]
+    return [*(-y for y in reversed(above)), 0.0, *above]
 
 
 def _gaps(ax: Axes, rows: Frame) -> None:
@@ -94,13 +101,15 @@ def draw_order(results: Results) -> Drawing:
     columns = rows["method"].nunique()
     figure, axes = panels(len(groups[:MAX_PANELS]), columns, 2.3, sharex=True, sharey=True)
     colours = _by_fineness(list(rows["train.solver"].unique()))
+    own = _own_distances(results)
     for ax, ((label, trained_method, method), panel) in zip(axes, groups):
         for solver, line in panel.groupby("train.solver", sort=False):
             line = line.sort_values("step")
             ax.plot(line["step"], line["limit_gap"], marker=".", color=colours[solver], linewidth=1)
-            own = line[line["solver"] == line["trained_with"]]
-            ring = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": "none"}
-            ax.plot(own["step"], own["limit_gap"], color=colours[solver], **ring)
+            if (label, solver, method) in own.index:
+                ring = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": "none"}
+                step, gap = own.loc[(label, solver, method)]
+                ax.plot([step], [gap], color=colours[solver], **ring)
         _reference(ax, panel, parse_solver(f"{method}@1").order)  # type: ignore[union-attr]
         set_title(ax, f"{label}, trained with {trained_method},\ntested with {method}", columns)
         ax.set_xscale("log", base=2)
@@ -139,6 +148,14 @@ def _distances(results: Results) -> Frame:
     return means[enough]
 
 
+def _own_distances(results: Results) -> Frame:
+    """The same under the training solver, whether or not it was among those judged with."""
+    rows = results.validity.assign(logit_gap=results.validity["logit_gap"].astype(float))
+    rows = rows[(rows["logit_gap"] > 0) & rows["solver"].map(lambda text: not math.isnan(_fixed_step(text)))]
+    rows = rows.assign(step=rows["solver"].map(_fixed_step).astype(float), method=rows["solver"].map(_method))
+    return rows.groupby(["label", "train.solver", "method"])[["step", "logit_gap"]].mean()
+
+
 def _reference(ax: Axes, panel: Frame, order: int) -> None:
     """A slope, below the lines' finest ends."""
     fine, coarse = panel["step"].min(), panel["step"].max()
@@ -165,6 +182,8 @@ def draw_trajectories(results: Results) -> Drawing:
         crossing = "" if math.isnan(share) else f"\n{percent(share)} of pairs cross"
         _draw_paths(own, paths[paths["solver"] == solver], f"{row['label']}, {solver}{crossing}")
         _draw_paths(limit, paths[paths["solver"] == results.finest], f"in the limit\n({results.finest})")
+    label_bottom(axes, 4, "x")
+    figure.supylabel("y", fontsize=8.5)
     classes = sorted(points["target"].unique())
     entries = [mark(f"class {c:g}", color=COLOURS[2 + i % 5]) for i, c in enumerate(classes)]
     start = mark("start", marker="o", linestyle="none", markerfacecolor="white", markersize=4)
@@ -183,7 +202,7 @@ def _some(jobs: list[Any], results: Results) -> list[Any]:
         return jobs
     brackets = {
         (ladder.label, f"{ladder.method}@{n}")
-        for ladder in ladders(results)
+        for ladder in results.ladders().values()
         for n in (ladder.critical.coarser, ladder.critical.num_steps)
     }
     first = [i for i, row in enumerate(jobs) if (row["label"], row["train.solver"]) in brackets]

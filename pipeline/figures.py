@@ -6,6 +6,7 @@ A function returns a `Drawing`: the figure and its caption, or no figure and the
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -29,11 +30,13 @@ from pipeline.drawing import (
     mark,
     panels,
     set_title,
+    some_solvers,
     styles,
 )
 from pipeline.evidence import draw_order, draw_trajectories, draw_validity
 from pipeline.maps import draw_cross_solver
-from pipeline.tables import OWN, Frame, Results
+from pipeline.search_figures import SEARCH_FIGURES
+from pipeline.tables import GROUP, OWN, Frame, Results
 
 TRAINED_AT: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.2}
 
@@ -51,7 +54,8 @@ def draw_step(results: Results) -> Drawing:
         step=cells["solver"].map(lambda text: 1 / fixed[text].num_steps),
     )
     methods = list(dict.fromkeys(solver.method for solver in fixed.values()))
-    training_solvers = [solver for solver in results.training_solvers if not solver.startswith("layers@")]
+    with_time = [solver for solver in results.training_solvers if not solver.startswith("layers@")]
+    training_solvers, more = some_solvers(with_time, len(methods))
     names = [(solver, method) for solver in training_solvers for method in methods]
     figure, axes = panels(len(names), len(methods), 2.1, sharex=True, sharey=True)
     for ax, (solver, method) in zip(axes, names):
@@ -67,28 +71,29 @@ def draw_step(results: Results) -> Drawing:
     label_bottom(axes, len(methods), "step at test (1 / number of steps)")
     label_accuracy(figure, results)
     legend(figure, [*handles(results.labels), mark("training step", **TRAINED_AT)])
-    return Drawing(figure, "Means over seeds; bands span the seeds." + left_out(results))
+    return Drawing(figure, "Means over seeds; bands span the seeds." + left_out(results) + more)
 
 
 def draw_coefficients(results: Results) -> Drawing:
     """Accuracy against the number of coefficients, under the training solver and under the finest."""
-    table, finest = results.table, results.finest
-    if table["num_coefficients"].nunique() < 2:
+    jobs, finest = results.jobs, results.finest
+    if jobs["num_coefficients"].nunique() < 2:
         return Drawing(None, "All models have equally many coefficients: there is no curve to draw.")
-    table = table.assign(series=[_series(row) for row in table.to_dict("records")])
-    series = sorted(table["series"].unique(), key=lambda name: (name.startswith("degree"), name))
-    figure, axes = panels(len(results.training_solvers), 2, 3.0, sharex=True, sharey=True)
-    for ax, solver in zip(axes, results.training_solvers):
-        panel = table[table["train.solver"] == solver]
+    jobs = jobs.assign(series=[_series(row) for row in jobs.to_dict("records")])
+    series = sorted(jobs["series"].unique(), key=lambda name: (name.startswith("degree"), name))
+    solvers, more = some_solvers(results.training_solvers)
+    figure, axes = panels(len(solvers), 2, 3.0, sharex=True, sharey=True)
+    for ax, solver in zip(axes, solvers):
+        panel = jobs[jobs["train.solver"] == solver]
         dodges = _dodges(panel, series)
         for name, style in styles(series).items():
             rows = panel[panel["series"] == name]
             x = [dodges[name, count] for count in rows["num_coefficients"]]
             rows = rows.assign(x=x)
-            _points_and_mean(ax, rows[rows["solver"] == rows["trained_with"]], style, True)
+            _points_and_mean(ax, rows["x"], rows["accuracy_own"], style, True)
             if finest:
-                apart = (rows["solver"] == finest) & (rows["trained_with"] != finest)
-                _points_and_mean(ax, rows[apart], style, False)
+                apart = rows[rows["trained_with"] != finest]
+                _points_and_mean(ax, apart["x"], apart["accuracy_finest"], style, False)
         set_title(ax, f"trained with {results.trained(solver)}", 2)
         ax.set_xscale("log", base=2)
         log_ticks(ax, lambda x: f"{x:g}")
@@ -105,15 +110,14 @@ def draw_coefficients(results: Results) -> Drawing:
         "Large markers are means over seeds, the points beside them the seeds; models with equally many coefficients "
         "stand side by side. "
         "A Neural ODE has 1, a ResNet as many as its training steps. "
-        f"{caption}.",
+        f"{caption}.{more}",
     )
 
 
 def _series(row: dict[str, Any]) -> str:
     """What a model shares with those that differ in the number of coefficients alone."""
-    further = row["label"].partition(" ")[2]
-    name = row["model.family"]
-    if name == "gode":
+    name, _, further = row["label"].partition(" ")
+    if row["model.family"] == "gode":
         degree = row["model.basis.degree"]
         name = row["model.basis.kind"] if degree is None or np.isnan(degree) else f"degree {degree:.0f}"
         name += "" if row["model.basis.knots"] == "clamped" else f", {row['model.basis.knots']} knots"
@@ -130,13 +134,13 @@ def _dodges(panel: Frame, series: list[str]) -> dict[tuple[str, int], float]:
     return places
 
 
-def _points_and_mean(ax: Axes, rows: Frame, style: dict[str, Any], filled: bool) -> None:
+def _points_and_mean(ax: Axes, x: Frame, accuracy: Frame, style: dict[str, Any], filled: bool) -> None:
     colour = style["color"]
     face = colour if filled else "white"
     seeds = {"linestyle": "none", "marker": ".", "markersize": 4, "color": colour, "markerfacecolor": face}
     beside = 2**0.06  # where the mean does not hide them
-    ax.plot(rows["x"] * beside, 100 * rows["accuracy"], markeredgewidth=0.7, **seeds)
-    mean = rows.groupby("x")["accuracy"].mean()
+    ax.plot(x * beside, 100 * accuracy, markeredgewidth=0.7, **seeds)
+    mean = accuracy.groupby(x).mean()
     line = {"color": colour, "marker": style["marker"], "markerfacecolor": face, "linestyle": "-" if filled else "--"}
     ax.plot(mean.index, 100 * mean, markersize=5, linewidth=1, zorder=3, **line)
 
@@ -144,9 +148,11 @@ def _points_and_mean(ax: Axes, rows: Frame, style: dict[str, Any], filled: bool)
 def draw_cost(results: Results) -> Drawing:
     """Accuracy against field evaluations per solve: colour is the model, marker the method at test."""
     cells = results.cells.assign(method=results.cells["solver"].map(lambda text: text.partition("@")[0]))
-    methods = dict(zip(cells["method"].unique(), MARKERS * 2))
-    figure, axes = panels(len(results.training_solvers), 2, 3.0, sharex=True, sharey=True)
-    for ax, solver in zip(axes, results.training_solvers):
+    methods = dict(zip(cells["method"].unique(), cycle(MARKERS)))
+    own = results.jobs.groupby(GROUP)[["num_evals_own", "accuracy_own"]].mean()
+    solvers, more = some_solvers(results.training_solvers)
+    figure, axes = panels(len(solvers), 2, 3.0, sharex=True, sharey=True)
+    for ax, solver in zip(axes, solvers):
         panel = cells[cells["train.solver"] == solver]
         for label, style in styles(results.labels).items():
             line = {"color": style["color"], "linestyle": style["linestyle"]}
@@ -155,9 +161,10 @@ def draw_cost(results: Results) -> Drawing:
                 ax.plot(
                     rows["num_evals"], 100 * rows["mean"], marker=methods[method], linewidth=0.7, alpha=0.85, **line
                 )
-                own = rows[rows["solver"] == rows["trained_with"]]
+            if (solver, label) in own.index:
                 ring = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.0, "linestyle": "none"}
-                ax.plot(own["num_evals"], 100 * own["mean"], marker="o", color=style["color"], **ring)
+                evals, accuracy = own.loc[(solver, label)]
+                ax.plot([evals], [100 * accuracy], marker="o", color=style["color"], **ring)
         set_title(ax, f"trained with {results.trained(solver)}", 2)
         ax.set_xscale("log", base=2)
         log_ticks(ax, lambda x: f"{x:g}")
@@ -166,7 +173,7 @@ def draw_cost(results: Results) -> Drawing:
     kinds = [mark(method, marker=marker, linestyle="none") for method, marker in methods.items()]
     ring = mark("training solver", marker="o", linestyle="none", markersize=9, markerfacecolor="none")
     legend(figure, [*handles(results.labels, marker="none"), *kinds, ring])
-    return Drawing(figure, "Means over seeds; ringed: the training solver." + left_out(results))
+    return Drawing(figure, "Means over seeds; ringed: the training solver." + left_out(results) + more)
 
 
 FIGURES: dict[str, tuple[str, Callable[[Results], Drawing]]] = {
@@ -184,6 +191,6 @@ FIGURES: dict[str, tuple[str, Callable[[Results], Drawing]]] = {
 
 
 def draw(name: str, results: Results) -> Drawing:
-    """The figure called `name` in FIGURES, in our style."""
+    """The figure called `name` in FIGURES or SEARCH_FIGURES, in our style."""
     with mpl.rc_context(STYLE):
-        return FIGURES[name][1](results)
+        return (FIGURES | SEARCH_FIGURES)[name][1](results)

@@ -1,22 +1,16 @@
-"""What the verdicts of single models come to: over seeds, and along a ladder of step counts.
-
-A *ladder* is one model trained with one method at three step counts or more. Its critical step lies between the largest
-count at which some seed is not shown to be an ODE and the next one, from which on all are (gode_core.validity).
-"""
+"""What the verdicts of single models come to: over seeds, and along a ladder of step counts (pipeline.ladders)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pandas as pd
 
-from gode_core.solvers import Fixed, Implicit, parse_solver
-from gode_core.validity import Critical, critical_step
-from pipeline.tables import GROUP, OWN, Frame, Results, counted, percent, points
+from gode_core.solvers import parse_solver
+from pipeline.ladders import Ladder
+from pipeline.tables import GROUP, Frame, Results, counted, percent, points
 
 VERDICTS = ("ode", "discrete", "undecided")
-MIN_RUNGS = 3  # step counts of a ladder
 
 
 def verdict_table(results: Results) -> Frame:
@@ -40,57 +34,6 @@ def verdict_table(results: Results) -> Frame:
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """One model trained with one method at the step counts `counts`, which rise."""
-
-    label: str
-    method: str
-    counts: tuple[int, ...]
-    critical: Critical  # of all seeds together
-    by_seed: dict[int, Critical]
-    verdicts: dict[int, list[str]]  # by count
-
-    def evals(self, num_steps: int) -> int | None:
-        """Field evaluations of a solve of so many steps; None where that is found only when it runs."""
-        solver = parse_solver(f"{self.method}@{num_steps}")
-        return solver.num_evals if isinstance(solver, Fixed) else None
-
-
-def ladders(results: Results, among: set[str] | None = None, margin: float | None = None) -> list[Ladder]:
-    """All ladders of the experiment, of the jobs `among` if that is given. A job whose solver changed in training
-    stands on none. margin: gaps allowed, instead of the margin of the verdicts; what is no ODE then is `discrete`."""
-    verdicts = results.validity
-    if margin is not None:
-        ode = verdicts["ode_within"] <= margin
-        verdicts = verdicts.assign(verdict=["ode" if each else "discrete" for each in ode])
-    adapted = results.table.loc[results.table["trained_with"] == OWN, "job"]
-    chosen = ~verdicts["job"].isin(adapted)
-    if among is not None:
-        chosen &= verdicts["job"].isin(among)
-    verdicts = verdicts[chosen]
-    parsed = verdicts["train.solver"].map(parse_solver)
-    verdicts = verdicts[parsed.map(lambda solver: isinstance(solver, Fixed | Implicit)).astype(bool)]
-    parsed = parsed[verdicts.index]
-    verdicts = verdicts.assign(
-        trained_method=[solver.method for solver in parsed], count=[solver.num_steps for solver in parsed]
-    )
-    groups = verdicts.groupby(["label", "trained_method"], sort=False)
-    found = (_ladder(label, method, rows) for (label, method), rows in groups)
-    return [ladder for ladder in found if len(ladder.counts) >= MIN_RUNGS]
-
-
-def _ladder(label: str, method: str, rows: Frame) -> Ladder:
-    by_count = _by_count(rows)
-    critical = critical_step(by_count)
-    by_seed = {int(seed): critical_step(_by_count(some)) for seed, some in rows.groupby("seed")}
-    return Ladder(label, method, tuple(by_count), critical, by_seed, by_count)
-
-
-def _by_count(rows: Frame) -> dict[int, list[str]]:
-    return {int(n): list(each) for n, each in rows.groupby("count")["verdict"]}
-
-
 def sentences(results: Results) -> list[str]:
     """The verdicts in plain sentences. None if no job has one."""
     if results.validity.empty:
@@ -105,7 +48,7 @@ def sentences(results: Results) -> list[str]:
         "No model is judged by a solver that is coarser than its own: such a solver may always fail.",
     ]
     return found + [
-        _of_ladder(ladder) + " ".join(["", *_wider(results, ladder)]).rstrip() for ladder in ladders(results)
+        _of_ladder(ladder) + " ".join(["", *_wider(results, ladder)]).rstrip() for ladder in results.ladders().values()
     ]
 
 
@@ -118,12 +61,11 @@ def _wider(results: Results, ladder: Ladder) -> list[str]:
     """Where the critical step would lie with the margins of published numbers."""
     found = []
     for margin in margins_in_print(results):
-        for other in ladders(results, margin=margin):
-            if (other.label, other.method) == (ladder.label, ladder.method):
-                coarser, enough = other.critical.coarser, other.critical.num_steps
-                where = f"above 1/{coarser}" if enough is None else f"at 1/{enough}"
-                where += f", not at 1/{coarser}" if enough is not None and coarser is not None else ""
-                found.append(f"With gaps of up to {points(margin)} points allowed, every seed is one {where}.")
+        critical = results.ladders(margin)[ladder.label, ladder.method].critical
+        coarser, enough = critical.coarser, critical.num_steps
+        where = f"above 1/{coarser}" if enough is None else f"at 1/{enough}"
+        where += f", not at 1/{coarser}" if enough is not None and coarser is not None else ""
+        found.append(f"With gaps of up to {points(margin)} points allowed, every seed is one {where}.")
     return found
 
 

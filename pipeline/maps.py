@@ -21,7 +21,8 @@ from matplotlib.transforms import ScaledTranslation
 from gode_core.solvers import parse_solver
 from gode_core.validity import may_be_finer
 from pipeline.drawing import GREEN, GREY, ORANGE, WIDTH, Drawing
-from pipeline.judgement import Ladder, ladders, margins_in_print
+from pipeline.judgement import margins_in_print
+from pipeline.ladders import Ladder
 from pipeline.tables import OWN, Frame, Results
 
 MAX_NUMBERED_ROWS = 60  # beyond these (or these columns) cells have no room for numbers
@@ -49,7 +50,8 @@ class Panel:
 
 def draw_cross_solver(results: Results) -> Drawing:
     """Heat map: models (rows) against the solver at test (columns)."""
-    cells, found = results.cells.assign(faded=_faded(results)), _panels(results)
+    cells = results.cells.assign(faded=_faded(results))
+    found = _panels(results, cells)
     num_rows, num_columns = sum(len(panel.rows) for panel in found), len(results.solvers)
     numbered = num_rows <= MAX_NUMBERED_ROWS and num_columns <= MAX_NUMBERED_COLUMNS
     decimals = num_columns <= MAX_DECIMAL_COLUMNS
@@ -82,12 +84,11 @@ def draw_cross_solver(results: Results) -> Drawing:
     return Drawing(figure, _caption(results, cells, found, numbered, decimals))
 
 
-def _panels(results: Results) -> list[Panel]:
+def _panels(results: Results, cells: Frame) -> list[Panel]:
     """Ladders, one panel each; then what stands on none, by training solver."""
-    cells = results.cells.assign(faded=_faded(results))
     rows = {key: some.to_dict("records") for key, some in cells.groupby(["label", "train.solver"], sort=False)}
     found = []
-    for ladder in ladders(results):
+    for ladder in results.ladders().values():
         names = [f"{ladder.method}@{n}" for n in ladder.counts]
         steps = [Row(name, ladder.label, name, rows.pop((ladder.label, name))) for name in names]
         found.append(Panel(f"{ladder.label}, trained with {ladder.method}", steps, ladder))
@@ -172,8 +173,7 @@ def _write_verdicts(ax: Axes, panel: Panel, results: Results) -> None:
         return
     lines = {"critical step": panel.ladder.critical}
     for margin in margins_in_print(results):
-        found = {(each.label, each.method): each for each in ladders(results, margin=margin)}
-        critical = found[panel.ladder.label, panel.ladder.method].critical
+        critical = results.ladders(margin)[panel.ladder.label, panel.ladder.method].critical
         if critical.num_steps != panel.ladder.critical.num_steps:
             lines[f"{100 * margin:g} points allowed"] = critical
     for name, critical in lines.items():

@@ -53,7 +53,7 @@ def number(value: float, form: str) -> str:
 def table(head: list[str], rows: list[list[str]], text: list[int], escaped: bool = False) -> str:
     """rows: finished cells. text: the columns that hold text."""
     cells = "".join(
-        f"<th{' class=text' if i in text else ''}>{name if escaped else escape(name)}</th>"
+        f'<th scope="col"{" class=text" if i in text else ""}>{name if escaped else escape(name)}</th>'
         for i, name in enumerate(head)
     )
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)

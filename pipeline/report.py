@@ -9,25 +9,30 @@ import argparse
 import base64
 import logging
 import platform
+from collections.abc import Iterator
 from html import escape
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline import stage
-from pipeline.drawing import Drawing, render
-from pipeline.experiment import load_experiment
+from pipeline.drawing import Drawing, in_words, render
 from pipeline.figures import FIGURES, draw
 from pipeline.markup import CSS, NONE, cell, number, pairs, rows_of, table
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
 from pipeline.provenance import commit
 from pipeline.records import replace_file
+from pipeline.search_figures import SEARCH_FIGURES
+from pipeline.search_section import search_section, trials_table
 from pipeline.summary import summary
-from pipeline.tables import OWN, Results, counted, read_results, standard_error
+from pipeline.tables import OWN, Frame, Results, counted, read_results, standard_error
 from pipeline.verdict_section import verdict_section
+from pipeline.winners import load_whole
 
 PACKAGES = ("numpy", "pandas", "matplotlib", "snakemake", "torch")
+OF_SEARCH = ("ray", "optuna")
 MAX_NAMED = 20  # failures that the box names
 
 
@@ -41,17 +46,10 @@ def page(results: Results, drawings: dict[str, Drawing], images: dict[str, bytes
         f"<h2>What was found</h2>\n<p>{escape(' '.join(summary(results)))}</p>",
         *verdict_section(results),
     ]
-    for place, (name, drawing) in enumerate(drawings.items(), 1):
-        title = FIGURES[name][0]
-        parts.append(f"<h2>{escape(title)}</h2>")
-        if name in images:
-            data = base64.b64encode(images[name]).decode()
-            parts.append(
-                f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}">\n'
-                f"<figcaption>Figure {place}. {escape(drawing.caption)}</figcaption></figure>"
-            )
-        else:
-            parts.append(f"<p>{escape(drawing.caption)}</p>")
+    shown = [(name in SEARCH_FIGURES, text) for name, text in _figures(drawings, images)]
+    if experiment.search is not None:
+        parts += [*search_section(results), *(text for of_search, text in shown if of_search), *trials_table(results)]
+    parts += [text for of_search, text in shown if not of_search]
     split = experiment.evaluate_with.split
     parts += [
         f"<h2>{split.capitalize()} accuracy in %, by solver</h2>",
@@ -70,6 +68,21 @@ def page(results: Results, drawings: dict[str, Drawing], images: dict[str, bytes
     ]
     head = f'<meta charset="utf-8"><title>{escape(experiment.name)}</title><style>{CSS}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _figures(drawings: dict[str, Drawing], images: dict[str, bytes]) -> Iterator[tuple[str, str]]:
+    """Each figure under its heading; those that are drawn have numbers. Those of a search are parts of its section."""
+    numbers = count(1)
+    for name, drawing in drawings.items():
+        title, heading = (FIGURES | SEARCH_FIGURES)[name][0], "h3" if name in SEARCH_FIGURES else "h2"
+        text = f"<p>{escape(drawing.caption)}</p>"
+        if drawing.figure is not None:
+            data = base64.b64encode(images[name]).decode()
+            text = (
+                f'<figure><img alt="{escape(in_words(drawing.figure))}" src="data:image/png;base64,{data}">\n'
+                f"<figcaption>Figure {next(numbers)}. {escape(drawing.caption)}</figcaption></figure>"
+            )
+        yield name, f"<{heading}>{escape(title)}</{heading}>\n{text}"
 
 
 def failures(results: Results) -> str:
@@ -147,15 +160,26 @@ def provenance(results: Results) -> dict[str, str]:
     found = {
         "code of the training rows": " ".join(results.curves["code"].unique()),
         "code of the evaluation rows": " ".join(results.table["code"].unique()),
+        "torch of the trainings": _torch(results.jobs["train_torch"]),
         "commit of this report": commit(),
-        "python": platform.python_version(),
+        "python of this report": platform.python_version(),
     }
-    for package in PACKAGES:
+    for package in (*PACKAGES, *(OF_SEARCH if results.experiment.search else ())):
         try:
-            found[package] = metadata.version(package)
+            found[f"{package} of this report"] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            found[f"{package} of this report"] = "not installed"
     return found
+
+
+def _torch(noted: Frame) -> str:
+    """The versions that the trainings ran under."""
+    versions = sorted({version for text in noted.dropna() for version in str(text).split()})
+    if not versions:
+        return "not noted"
+    lacking = int(noted.isna().sum())
+    mixed = ": not one for all, so rows may differ by more than their jobs" if len(versions) > 1 else ""
+    return " and ".join(versions) + mixed + (f"; not noted for {counted(lacking, 'job')}" if lacking else "")
 
 
 def _accuracy(value: float, num_samples: int) -> str:
@@ -165,21 +189,23 @@ def _accuracy(value: float, num_samples: int) -> str:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    experiment, paths = load_experiment(arguments.experiment), Paths(arguments.results)
+    paths = Paths(arguments.results)
+    experiment = load_whole(arguments.experiment, paths)
     results = read_results(experiment, paths)
-    drawings, images = {}, {}
-    for name in FIGURES:
-        drawings[name] = draw(name, results)
-        stem = Path(paths.figures(experiment.name)) / name
-        if drawings[name].figure is None:
+    wanted = [*(SEARCH_FIGURES if experiment.search is not None else ()), *FIGURES]  # in the order of the page
+    drawings = {name: draw(name, results) for name in wanted}
+    images = {}
+    for name in (*SEARCH_FIGURES, *FIGURES):
+        drawing, stem = drawings.get(name), Path(paths.figures(experiment.name)) / name
+        if drawing is None or drawing.figure is None:
             for suffix in (".png", ".pdf"):  # of an earlier report: it would belong to other tables
                 stem.with_suffix(suffix).unlink(missing_ok=True)
             continue
-        files = render(drawings[name].figure)
+        files = render(drawing.figure)
         for suffix, content in files.items():
             replace_file(stem.with_suffix(f".{suffix}"), content)
         images[name] = files["png"]
-    source = Path(arguments.experiment).read_text()
+    source = Path(arguments.experiment).read_text(encoding="utf-8")
     replace_file(paths.report(experiment.name), page(results, drawings, images, source).encode())
     logging.info("%s: %d figures", paths.report(experiment.name), len(images))
 

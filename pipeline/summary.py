@@ -8,7 +8,7 @@ import pandas as pd
 
 from gode_core.solvers import Layers, parse_solver
 from pipeline import judgement
-from pipeline.tables import Results, counted, percent, points, standard_error
+from pipeline.tables import GROUP, Frame, Results, counted, percent, points, standard_error
 
 
 def summary(results: Results) -> list[str]:
@@ -23,13 +23,13 @@ def summary(results: Results) -> list[str]:
         f"{'was' if len(jobs) == 1 else 'were'} judged on the {n} samples of the "
         f"{results.experiment.evaluate_with.split} split with {counted(len(results.solvers), 'solver')}.",
     ]
-    own = cells[cells["solver"] == cells["trained_with"]]
-    if len(own):
+    own = jobs.groupby(GROUP, sort=False)["accuracy_own"].agg(["mean", "size"]).reset_index().dropna(subset="mean")
+    if len(own):  # else nothing was judged with its training solver
         best = own.loc[own["mean"].idxmax()]
         sentences.append(
             f"The highest mean accuracy under its own training solver is {percent(best['mean'])} "
             f"({best['label']}, trained with {results.trained(best['train.solver'])}; "
-            f"{counted(best['num_jobs'], 'seed')}); at that accuracy, the binomial "
+            f"{counted(best['size'], 'seed')}); at that accuracy, the binomial "
             f"standard error of one job is {points(standard_error(best['mean'], n))} points."
         )
     if results.finest:
@@ -50,9 +50,7 @@ def _losses(results: Results, solver: str) -> list[str]:
         return [f"The nets of {solver} are discrete: between their layers is no ODE, and they are judged as they are."]
     if solver == results.finest and solver not in results.adapted:
         return [f"{solver} is a training solver itself: nothing finer was judged with."]
-    if solver not in {*results.solvers, *results.adapted}:
-        return [f"The training solver {solver} was not among those judged with: no loss of accuracy can be given."]
-    steps = {(found.label, f"{found.method}@{n}") for found in judgement.ladders(results) for n in found.counts}
+    steps = {(found.label, f"{found.method}@{n}") for found in results.ladders().values() for n in found.counts}
     jobs = results.jobs[results.jobs["train.solver"] == solver]
     jobs = jobs[[(label, solver) not in steps for label in jobs["label"]]]  # of a ladder, the verdicts say it
     if jobs.empty:
@@ -88,28 +86,44 @@ def _speed(results: Results, solver: str) -> list[str]:
 
 
 def _conversions(results: Results) -> list[str]:
-    """What was lost at the moment when one phase of a training gave way to the next."""
-    curves, sentences = results.curves, []
-    rows = curves[curves["converted_accuracy"].notna()]
-    for (label, solver), group in rows.groupby(["label", "solver"], sort=False):
-        lost, repaired = [], []
-        for row in group.to_dict("records"):
-            epochs = curves[curves["job"] == row["job"]]
-            before = epochs[epochs["epoch"] < row["epoch"]].iloc[-1]["validation_accuracy"]
-            later = epochs[(epochs["epoch"] >= row["epoch"]) & (epochs["validation_accuracy"] >= before)]
-            lost.append(before - row["converted_accuracy"])
-            repaired.append(later["epoch"].min() - row["epoch"] + 1 if len(later) else math.nan)
+    """What was lost at the moment when one phase of a training gave way to the next, where there are validation
+    images."""
+    curves = results.curves
+    validated = curves.groupby("job")["validation_accuracy"].transform("count") > 0
+    rows = curves[curves["converted_error"].notna() & validated]
+    return [
+        _conversion(f"{label}, carried over to {solver}", group, results)
+        for (label, solver), group in rows.groupby(["label", "solver"], sort=False)
+    ]
+
+
+def _conversion(what: str, rows: Frame, results: Results) -> str:
+    """rows: the first of the later phase, of each job."""
+    lost, repaired = [], []
+    for place, row in rows[rows["converted_accuracy"].notna()].iterrows():
+        epochs = results.curves[results.curves["job"] == row["job"]]
+        before = epochs.loc[: place - 1].iloc[-1]  # the end of the phase is always recorded
+        later = epochs.loc[place:]
+        again = later.loc[later["validation_accuracy"] >= before["validation_accuracy"], "epoch"]
+        lost.append(before["validation_accuracy"] - row["converted_accuracy"])
+        repaired.append(again.min() - before["epoch"] if len(again) else math.nan)
+    text, failed = f"{what}: ", len(rows) - len(lost)
+    if failed:
+        of = f"{failed} of {counted(len(rows), 'job')}"
+        text += f"in {of} the solve right after it fails, and the training ends; " + ("else " if lost else "")
+    if lost:
+        text += f"at once {points(sum(lost) / len(lost))} points of validation accuracy are lost (mean of "
+        text += f"{counted(len(lost), 'job')}; {points(min(lost))} to {points(max(lost))}), "
+    text += f"the largest relative error of a weight is {rows['converted_error'].max():.2g}"
+    every = results.experiment.jobs[rows["job"].iloc[0]].train.record_every
+    if lost:
         never = sum(map(math.isnan, repaired))
         known = [int(x) for x in repaired if not math.isnan(x)]
         words = [f"after {_span(known)}"] if known else []
         words += [f"not by the end in {counted(never, 'job')}"] if never else []
-        sentences.append(
-            f"{label}, carried over to {solver}: at once {points(sum(lost) / len(lost))} points of validation accuracy "
-            f"are lost (mean of {counted(len(lost), 'job')}; {points(min(lost))} to {points(max(lost))}), the largest "
-            f"relative error of a weight is {group['converted_error'].max():.2g}, and the accuracy of before is "
-            f"reached again {' and '.join(words)}."
-        )
-    return sentences
+        text += f", and the accuracy of before is {'reached' if every == 1 else 'seen'} again {' and '.join(words)}"
+        text += f" (records are {every} epochs apart)" if every > 1 else ""
+    return f"{text}."
 
 
 def _span(epochs: list[int]) -> str:

@@ -18,7 +18,9 @@ from typing import Any
 import pandas as pd
 
 from pipeline.experiment import Experiment
+from pipeline.ladders import Ladder, find_ladders
 from pipeline.paths import Paths
+from pipeline.search_table import column_of
 
 Frame = Any  # a pandas table or column: pandas itself annotates each as table, column or number at once
 
@@ -38,6 +40,8 @@ class Results:
     validity: Frame  # one row per job that has a path through time
     decisions: Frame  # one row per (job, check of its solver)
     trajectories: Frame  # one row per (job, solver, path, depth); target: the class of the point
+    trials: Frame = None  # of an experiment with a search: one row per trial, and
+    trial_curves: Frame = None  # one row per (trial, epoch)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -88,6 +92,24 @@ class Results:
         same = [c for c in _parameters(self.table) if self.table[c].nunique(dropna=False) == 1]
         return {c: str(first[c]) for c in same if not pd.isna(first[c])}
 
+    def ladders(
+        self, margin: float | None = None, among: frozenset[str] | None = None
+    ) -> dict[tuple[str, str], Ladder]:
+        """See find_ladders; of the jobs `among` if that is given. A job whose solver changed in training stands on
+        none."""
+        if (margin, among) not in self._ladders:
+            adapted = self.table.loc[self.table["trained_with"] == OWN, "job"]
+            chosen = ~self.validity["job"].isin(adapted)
+            if among is not None:
+                chosen &= self.validity["job"].isin(among)
+            self._ladders[margin, among] = find_ladders(self.validity[chosen], margin)
+        return self._ladders[margin, among]
+
+    @cached_property
+    def _ladders(self) -> dict[Any, dict[tuple[str, str], Ladder]]:
+        """Those found so far: figures and sentences ask for the same ones again and again."""
+        return {}
+
     @cached_property
     def cells(self) -> Frame:
         """One row per cell: mean, std, min, max of the accuracy over seeds; num_jobs, num_failed (jobs with a failed
@@ -103,8 +125,10 @@ class Results:
 
     @cached_property
     def jobs(self) -> Frame:
-        """One row per job: its parameters, and its rows under the training solver (columns ending in `_own`; empty if
-        that was not among those judged with) and under the finest (ending in `_finest`)."""
+        """One row per job: its parameters, and its rows under the training solver (columns ending in `_own`) and under
+        the finest (ending in `_finest`). Of a training solver that was not among those judged with there are the
+        accuracy, which each verdict holds, and the field evaluations, as in the last epoch; its other columns are
+        empty."""
         measures = [
             "accuracy",
             "loss",
@@ -120,6 +144,10 @@ class Results:
         finest = table.loc[table["solver"] == self.finest, measures]
         jobs = self.table.drop_duplicates("job").set_index("job").drop(columns=measures)
         jobs = jobs.join(own.add_suffix("_own")).join(finest.add_suffix("_finest"))
+        judged = self.validity.drop_duplicates("job").set_index("job")["accuracy"]
+        trained = self.curves.drop_duplicates("job", keep="last").set_index("job")["num_evals"]
+        jobs["accuracy_own"] = jobs["accuracy_own"].fillna(judged)
+        jobs["num_evals_own"] = jobs["num_evals_own"].fillna(trained)
         jobs["accuracy_lost"] = jobs["accuracy_own"] - jobs["accuracy_finest"]
         return jobs.reset_index()
 
@@ -157,7 +185,22 @@ def read_results(experiment: Experiment, paths: Paths) -> Results:
     more = [_read_csv(file(name)) for file in files]
     for rows in (curves, *more):
         rows["label"] = rows["job"].map(labels)
-    return Results(experiment, table, curves, *more)
+    return Results(experiment, table, curves, *more, *_read_trials(experiment, paths))
+
+
+def _read_trials(experiment: Experiment, paths: Paths) -> list[Frame]:
+    """None without a search."""
+    if experiment.search is None:
+        return []
+    domains = experiment.search.space.domains
+    lists = {column_of(path): str for path, domain in domains.items() if domain.is_list}
+    trials = _read_csv(paths.trial_table(experiment.name), lists)
+    if not set(map(column_of, domains)) <= set(trials):
+        raise ValueError(
+            f"{paths.trial_table(experiment.name)}: of another search than the experiment file asks for; run "
+            "`python -m pipeline.collect` with this file first"
+        )
+    return [trials, _read_csv(paths.trial_curves(experiment.name))]
 
 
 def _with_own(table: Frame, curves: Frame, asked: tuple[str, ...]) -> Frame:
@@ -192,11 +235,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _read_csv(path: str) -> Frame:
+def _read_csv(path: str, types: Any = None) -> Frame:
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file; run `python -m pipeline.collect` first")
     # only empty cells are missing: a folder may be called `NA`
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=types)
 
 
 def _word(value: Any) -> str:

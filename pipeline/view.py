@@ -1,4 +1,5 @@
-"""What MLflow is to show of an experiment, from its files: one view of each job that was started, one of the whole.
+"""What MLflow is to show of an experiment, from its files: one view of each job that was started, trials of its search
+too, one of the whole.
 
     find_views(experiment, ...) -> [View of the experiment, View of a job, ...]     looks at files, parses few
     read_job_content(view, ...) -> Content                                          parses all of one job
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,6 +23,9 @@ from pipeline.config import JobConfig, canonical, digest
 from pipeline.experiment import Experiment
 from pipeline.paths import Paths
 from pipeline.records import AttemptRecord, EvaluationRecord, TrainingRecord, ValidityRecord, read_records
+from pipeline.search_tags import tags_of, tags_of_search, trials_by_job
+from pipeline.trials import Outcome, Trial
+from pipeline.tried import is_done, trial_jobs
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +57,14 @@ class View:
     ended: int
     files: dict[str, Path]  # by the name that MLflow shows
     fixed: dict[str, str] = field(default_factory=dict)  # tags that no longer change, unless rows were made anew
+    tags: dict[str, str] = field(default_factory=dict)  # others: what a search has made of it
 
     @cached_property
     def digest(self) -> str:
         """Of all that is shown, as it was when first asked. Not of times: a file that was copied is the same file."""
         found = {name: _file_digest(path) for name, path in self.files.items()}
-        return digest({"fixed": self.fixed, "name": self.name, "status": self.status, "files": found})
+        more = {"tags": self.tags} if self.tags else {}
+        return digest({"fixed": self.fixed, "name": self.name, "status": self.status, "files": found} | more)
 
 
 @dataclass(frozen=True)
@@ -80,29 +87,57 @@ class Content:
 
 
 def find_views(experiment: Experiment, source: Path, paths: Paths, following: bool) -> list[View]:
-    """The experiment's view, then one of each job that was started. `following` counts what is not finished as
-    running. source: the experiment file. Raises OSError if a file vanishes meanwhile."""
+    """The experiment's view, then one of each job that was started, and of each trial that is no job of it. `following`
+    counts what is not finished as running. experiment: with its winners; source: its file. Raises OSError if a file
+    vanishes meanwhile."""
+    trials = trials_by_job(experiment.search, paths)
     jobs = [view for job in experiment.jobs if (view := _find_job(job, experiment, paths, following))]
-    name, status = experiment.name, _worst({view.status for view in jobs}, len(jobs) == len(experiment.jobs), following)
-    files = {source.name: source}
+    complete = len(jobs) == len(experiment.jobs) and is_done(experiment, paths)
+    status = _worst({view.status for view in jobs}, complete, following)
+    jobs = [replace(view, tags=tags_of(trials[view.name])) if view.name in trials else view for view in jobs]
+    jobs += _find_trials(experiment, trials, paths, following)
+    name, files = experiment.name, {source.name: source}
     tables = [paths.table(name), paths.curves(name), paths.weight_paths(name), paths.verdicts(name)]
-    for path in map(Path, (*tables, paths.decision_table(name), paths.report(name))):
+    tables += [paths.decision_table(name), paths.report(name)]
+    if experiment.search is not None:
+        tables += [paths.trial_table(name), paths.trial_curves(name), paths.found(name, experiment.search.result_id)]
+    for path in map(Path, tables):
         if path.is_file():
             files[path.name] = path
     for path in sorted(Path(paths.figures(name)).glob("*.png")):
         files[f"{path.parent.name}/{path.name}"] = path
     started = min((view.started for view in jobs), default=_modified(source))
     ended = max((view.ended for view in jobs), default=started)
-    return [View(name, status, started, ended, files), *jobs]
+    tags = tags_of_search(experiment.search, trials) if experiment.search else {}
+    return [View(name, status, started, ended, files, tags=tags), *jobs]
+
+
+def _find_trials(
+    experiment: Experiment, trials: Mapping[str, list[Trial]], paths: Paths, following: bool
+) -> list[View]:
+    """Of trials that are no jobs of the experiment. One that its search has stopped has come to its end."""
+    ends: dict[Outcome, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+    found = []
+    for job, same in trials.items():
+        if job in experiment.jobs or not Path(paths.config(job)).is_file():
+            continue
+        view = _look_at(job, experiment, paths, following and not is_done(experiment, paths))
+        found.append(replace(view, status=ends.get(same[-1].outcome, view.status), tags=tags_of(same)))
+    return found
 
 
 def any_started(experiment: Experiment, paths: Paths) -> bool:
-    return any(_is_started(job, paths) for job in experiment.jobs)
+    """experiment: with or without its winners."""
+    begun = any(Path(paths.config(job)).is_file() for job in trial_jobs(experiment.search, paths))
+    return begun or any(_is_started(job, paths) for job in experiment.jobs)
 
 
 def all_judged(experiment: Experiment, paths: Paths) -> bool:
+    """experiment: with its winners."""
     judging = experiment.evaluate_with.id
-    return all(_is_trained(job, paths) and Path(paths.evaluation(job, judging)).is_file() for job in experiment.jobs)
+    return is_done(experiment, paths) and all(
+        _is_trained(job, paths) and Path(paths.evaluation(job, judging)).is_file() for job in experiment.jobs
+    )
 
 
 def _is_trained(job: str, paths: Paths) -> bool:
@@ -114,10 +149,12 @@ def _is_started(job: str, paths: Paths) -> bool:
 
 
 def _find_job(job: str, experiment: Experiment, paths: Paths, following: bool) -> View | None:
+    return _look_at(job, experiment, paths, following) if _is_started(job, paths) else None
+
+
+def _look_at(job: str, experiment: Experiment, paths: Paths, following: bool) -> View:
     trained = _is_trained(job, paths)
     training = Path(paths.training(job) if trained else paths.training_so_far(job))
-    if not _is_started(job, paths):
-        return None
     judging = experiment.evaluate_with.id
     evaluation = Path(paths.evaluation(job, judging))
     files = {"config.json": Path(paths.config(job)), "attempts.jsonl": Path(paths.attempts(job))}

@@ -49,13 +49,13 @@ def make_models(experiment: Experiment, paths: Paths, critical=CRITICAL, ended=N
         judging = experiment.evaluate_with
         asked = list(judging.solvers_of(config))
         asked += [own] if config.train.adapt and own not in asked else []
-        rows = [evaluated(job, solver, own, is_ode, coarsest) for solver in asked]
+        rows = [evaluated(job, solver, own, is_ode, coarsest) for solver in dict.fromkeys([*asked, own])]
         Path(paths.config(job)).parent.mkdir(parents=True, exist_ok=True)
         Path(paths.config(job)).write_text(json.dumps(canonical(config)))
         write_records(paths.training(job), [_epoch(job, epoch, config, own) for epoch in range(1, EPOCHS + 1)])
         write_records(paths.weights(job), [])
         write_records(paths.decisions(job), _decisions(job, config, own) if config.train.adapt else [])
-        write_records(paths.evaluation(job, judging.id), rows)
+        write_records(paths.evaluation(job, judging.id), [row for row in rows if row.solver in asked])
         write_records(paths.validity(job, judging.id), [judged(job, rows, own, judging)])
         write_records(paths.trajectories(job, judging.id), _paths(job, own, judging) if judging.num_drawn else [])
 
@@ -94,7 +94,7 @@ def judged(job: str, rows: list[EvaluationRecord], own: str, judging) -> Validit
     found = {row.solver: Judgement(row.solver, SAMPLES, row.num_lost or 0, 0, 0, row.limit_gap) for row in rows}
     others = [each for name, each in found.items() if name not in (own, judging.finest)]
     others = [each for each in others if may_be_finer(parse_solver(each.solver), parse_solver(own))]
-    verdict = judge(mine.limit_gap, found[judging.finest], 1e-6, others, confidence=judging.confidence)
+    verdict = judge(mine.limit_gap, found[judging.finest], others, confidence=judging.confidence)
     own_method = own.partition("@")[0]
     same = [row for row in rows if row.solver.partition("@")[0] == own_method and step_error(row.solver) > 0]
     same = [row for row in same if step_error(row.solver) <= step_error(own)]
@@ -107,8 +107,6 @@ def judged(job: str, rows: list[EvaluationRecord], own: str, judging) -> Validit
         split="test",
         solver=own,
         limit=judging.finest,
-        limit_check=None,
-        limit_check_gap=1e-6,
         num_samples=SAMPLES,
         accuracy=mine.accuracy,
         limit_accuracy=limit.accuracy,

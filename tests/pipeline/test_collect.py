@@ -21,7 +21,15 @@ from pipeline.data_config import DataConfig
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.model_config import BasisConfig, EvolutionConfig, ModelConfig, RuleConfig
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
-from pipeline.records import EvaluationRecord, TrainingRecord, WeightRecord, read_records, write_records
+from pipeline.records import (
+    AttemptRecord,
+    EvaluationRecord,
+    TrainingRecord,
+    WeightRecord,
+    append_record,
+    read_records,
+    write_records,
+)
 from pipeline.train_config import TrainConfig
 
 EPOCHS, DEPTHS = 5, 9
@@ -133,7 +141,7 @@ def tables(experiment: Experiment, paths: Paths, mix_code: bool = False) -> tupl
 
 
 def test_every_record_becomes_one_row(tmp_path):
-    experiment, paths = load_experiment(DEFAULT_EXPERIMENT), Paths(str(tmp_path))
+    experiment, paths = dataclasses.replace(load_experiment(DEFAULT_EXPERIMENT), search=None), Paths(str(tmp_path))
     make_results(experiment, paths)
     fill(experiment, paths)
     found = collect(experiment, paths)
@@ -185,6 +193,26 @@ def test_a_row_holds_the_jobs_parameters_the_record_and_the_end_of_the_training(
             assert row["num_coefficients"] == config.basis.num_coefficients
             assert row["train_validation_accuracy"] == last.validation_accuracy
             assert (row["train_epoch"], row["train_status"]) == (last.epoch, last.status)
+
+
+def test_a_row_names_the_torch_that_the_job_was_trained_with(small):
+    """Those of the attempts that it is made of: since it was last begun anew, and with steps."""
+    experiment, paths = small
+    first, second, third, _ = experiment.jobs
+    tries = [(0, 20, "2.9"), (0, 8, "2.11"), (8, 8, "2.12"), (8, 16, ""), (16, 20, "2.13+cpu")]
+    for from_step, to_step, version in tries:
+        append_record(paths.attempts(first), attempt(first, from_step, to_step, version))
+    append_record(paths.attempts(second), attempt(second, 0, 20, "2.13+cpu"))
+    append_record(paths.attempts(third), attempt(third, 0, 20, "2.13+cpu"))
+    with open(paths.attempts(third), "a") as file:
+        file.write('{"job": ')  # by a full disk: it is no more than a note
+    found = tables(experiment, paths)[0].drop_duplicates("job").set_index("job")["train_torch"]
+    assert list(found.fillna("")) == ["2.11 2.13+cpu", "2.13+cpu", "", ""]
+
+
+def attempt(job: str, from_step: int, to_step: int, version: str) -> AttemptRecord:
+    numbers = ("here", 7, "cpu", from_step, to_step, "2026-01-02T03:00:00+00:00", 30.5)
+    return AttemptRecord(job, "c0de", "abc", *numbers, "interrupted", "", torch=version)
 
 
 def test_each_parameter_has_a_column_also_those_of_a_basis_that_no_job_has(tmp_path):

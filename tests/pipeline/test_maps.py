@@ -126,6 +126,17 @@ def test_each_gap_has_its_interval_and_the_colour_of_its_verdict(ladder):
     assert steps == {0, 1, 2, 3, 4, 5}
 
 
+def test_large_gaps_can_be_read_off(ladder):
+    """35 points lie between 20 and 50, and the axis says where it begins to be logarithmic."""
+    figure = draw("validity", ladder).figure
+    assert figure is not None
+    assert figure.get_supylabel() == "gap to dopri5@1e-6\n(points; logarithmic beyond ±2)"
+    low, high = figure.axes[0].get_ylim()
+    shown = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= high]
+    assert [tick for tick in shown if tick >= 0] == [0, 1, 2, 5, 10, 20, 50]
+    assert -1 in shown
+
+
 def test_lines_to_the_limit_have_the_slope_of_the_method(ladder):
     found = axes_of("order", ladder)
     assert len(found) == 2 * 2  # trained with two methods, tested with two
@@ -150,6 +161,8 @@ def test_paths_stand_beside_those_in_the_limit(tmp_path):
     assert "6 of 10 models are drawn" in drawing.caption
     assert drawing.figure is not None
     own, limit = drawing.figure.axes[0:12:2], drawing.figure.axes[1:12:2]
+    assert {(ax.get_xlabel(), ax.get_ylabel()) for ax in drawing.figure.axes[8:12]} == {("x", "")}
+    assert drawing.figure.get_supylabel() == "y"
     assert {ax.get_title() for ax in limit} == {"in the limit\n(dopri5@1e-6)"}
     shown = [ax.get_title().partition("\n") for ax in own]
     for solver, cross in (("euler@4", "25.0"), ("euler@8", "0.0"), ("rk4@1", "25.0"), ("rk4@2", "0.0")):
@@ -175,6 +188,27 @@ def test_the_saw_tooth_ends_where_the_training_did_and_chance_is_shaded(adapted)
         ends = shade.get_paths()[0].vertices[:, 0]
         assert ends.min() > 0  # the first decision has no accuracy
         assert 80 < ends.max() <= 120
+
+
+def test_a_seed_has_one_colour_everywhere_and_a_name_in_the_legend(tmp_path):
+    """Also one that a group lacks, and more seeds than there are colours."""
+    rules = "[{solver: euler@500, adapt: {rule: step}}, {solver: euler@400, adapt: {rule: step}, lr: 2e-2}]"
+    seeds = list(range(9))
+    text = f"{SPHERES}\nsweep:\n  train: {rules}\n  seed: {seeds}\n{JUDGED}"
+    results = models(text, tmp_path, ended=dict.fromkeys(seeds, "euler@32"))
+    decisions = results.decisions
+    lacks = (decisions["train.solver"] == "euler@400") & (decisions["seed"] == 0)
+    results = dataclasses.replace(results, decisions=decisions[~lacks])
+    figure = draw("decisions", results).figure
+    assert figure is not None
+    (box,) = figure.legends
+    named = {t.get_text(): h for t, h in zip(box.get_texts(), box.legend_handles)}
+    looks = {(h.get_color(), h.get_linestyle()) for name, h in named.items() if name.startswith("seed")}
+    assert len(looks) == len(seeds)
+    whole, part = (
+        [(x.get_color(), x.get_linestyle()) for x in ax.lines if len(x.get_xdata()) > 2] for ax in figure.axes[:2]
+    )
+    assert part == whole[1:]
 
 
 def test_tolerances_have_an_axis_of_tens(tmp_path):

@@ -6,17 +6,18 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_collect import load
 from tiny import TINY, Tiny, dump, files_below, shown
 
 from gode_core.solvers import ADAPTIVE_METHODS, TABLEAUS, Adaptive, Fixed, parse_solver
-from pipeline import publish as stage
+from pipeline import store
 from pipeline.config import canonical
-from pipeline.publish import MlflowClient
 from pipeline.records import EvaluationRecord, TrainingRecord, read_records, write_records
-from pipeline.view import CURVES, MEASURES, plain_solver
+from pipeline.store import MlflowClient
+from pipeline.view import CURVES, MEASURES, View, plain_solver
 
 
 def test_every_job_is_shown_whole(once):
@@ -90,7 +91,7 @@ def test_published_again_nothing_changes(tiny, monkeypatch):
     before = dump(tiny), files_below(tiny.paths.mlflow_artifacts), Path(tiny.paths.published("tiny")).read_bytes()
     for path in tiny.folder.glob("jobs/*/*"):
         os.utime(path, (1e9, 1e9))  # copied elsewhere and back
-    monkeypatch.setattr(stage, "PAGE", 2)
+    monkeypatch.setattr(store, "PAGE", 2)
     tiny.publish()
     assert before[:2] == (dump(tiny), files_below(tiny.paths.mlflow_artifacts))
     assert before[2] == Path(tiny.paths.published("tiny")).read_bytes()
@@ -115,10 +116,10 @@ class Failing:
         def call(*args, **kwargs):
             self.left -= 1
             if self.left == 0 and not self.answer_is_lost:
-                raise stage.MlflowException(f"{name} failed")
+                raise store.MlflowException(f"{name} failed")
             result = method(*args, **kwargs)
             if self.left == 0:
-                raise stage.MlflowException(f"{name} was not answered")
+                raise store.MlflowException(f"{name} was not answered")
             return result
 
         return call
@@ -129,7 +130,7 @@ def publish_failing(tiny: Tiny, monkeypatch, last: int, answer_is_lost: bool) ->
     Path(tiny.paths.published("tiny")).unlink(missing_ok=True)
     client = Failing(tiny.client, last, answer_is_lost)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "MlflowClient", lambda _: client)
+        patch.setattr(store, "MlflowClient", lambda _: client)
         with contextlib.suppress(OSError):
             tiny.publish()
             return False
@@ -239,6 +240,50 @@ def test_a_job_of_two_experiments_has_a_run_in_each(tiny, once):
     assert shown(tiny)["tiny"] == shown(once)["tiny"]
     ours, others = tiny.runs(), tiny.runs("other")
     assert all(ours[job].info.run_id != others[job].info.run_id for job in tiny.jobs)
+
+
+def test_a_job_that_left_the_experiment_stays_and_is_no_longer_current(tiny):
+    """So that a mean over the runs can be one of the jobs that are."""
+    whole, (stays, leaves) = tiny.experiment, tiny.jobs
+
+    def current() -> dict[str, str]:
+        return {job: tiny.runs()[job].data.tags["gode.current"] for job in whole.jobs}
+
+    tiny.publish()
+    assert current() == {stays: "true", leaves: "true"}
+    before = tiny.runs()[leaves].info.run_id
+    tiny.experiment = dataclasses.replace(whole, jobs={stays: whole.jobs[stays]})
+    tiny.publish()
+    assert current() == {stays: "true", leaves: "false"}
+    tiny.experiment = whole
+    tiny.publish()
+    assert current() == {stays: "true", leaves: "true"}
+    assert tiny.runs()[leaves].info.run_id == before
+
+
+def test_what_changes_while_it_is_uploaded_is_uploaded_again(tiny, monkeypatch):
+    """The report is made anew while the first run of the experiment is on its way."""
+    report, put = Path(tiny.paths.report("tiny")), store.Store.put_files
+
+    def put_and_change(self, run_id, view) -> None:
+        put(self, run_id, view)
+        report.write_text("<html>anew")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Store, "put_files", put_and_change)
+        tiny.publish()
+    tiny.publish()
+    assert shown(tiny)["tiny"]["files"]["report.html"] == b"<html>anew"
+
+
+@pytest.mark.parametrize(("set_by_user", "seconds"), [("10", "60"), ("300", "300")])
+def test_a_server_may_take_longer_for_a_file_than_for_an_answer(monkeypatch, tmp_path, set_by_user, seconds):
+    name, seen = "MLFLOW_HTTP_REQUEST_TIMEOUT", []
+    monkeypatch.setenv(name, set_by_user)
+    client = SimpleNamespace(log_artifacts=lambda run_id, folder: seen.append(os.environ[name]))
+    (tmp_path / "a").write_text("a")
+    store.Store(client, "1").put_files("run", View("a", "FINISHED", 0, 0, {"a": tmp_path / "a"}))  # type: ignore[arg-type]
+    assert (seen, os.environ[name]) == ([seconds], set_by_user)
 
 
 def test_a_broken_attempts_file_costs_the_attempts_alone(tiny):

@@ -1,8 +1,10 @@
 """The report shows what the records say, all of it, and stands alone."""
 
+import dataclasses
 import math
 import re
 from html.parser import HTMLParser
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from matplotlib.patches import Rectangle
 from test_collect import SMALL, change, load, make_results, run_stage
 
+from pipeline import drawing
 from pipeline.collect import collect
 from pipeline.drawing import Drawing, render
 from pipeline.experiment import Experiment
@@ -17,7 +20,7 @@ from pipeline.figures import FIGURES, draw
 from pipeline.maps import MAX_NUMBERED_ROWS
 from pipeline.paths import Paths
 from pipeline.records import EvaluationRecord, TrainingRecord, read_records
-from pipeline.report import failures, page
+from pipeline.report import failures, page, provenance
 from pipeline.summary import summary
 from pipeline.tables import Results, read_results, standard_error
 
@@ -182,6 +185,50 @@ def test_the_page_stands_alone_and_all_text_is_escaped(tmp_path):
         assert html.count(f">{job}<") == 1
 
 
+def test_only_figures_that_are_drawn_have_numbers(tmp_path):
+    """In the order of the page."""
+    results = results_of(SMALL, tmp_path)
+    html = whole_page(results)
+    undrawn = [name for name, found in drawn(results).items() if found.figure is None]
+    assert {"validity", "order"} <= set(undrawn)
+    numbers = [int(n) for n in re.findall(r"<figcaption>Figure (\d+)\.", html)]
+    assert numbers == list(range(1, len(FIGURES) - len(undrawn) + 1))
+
+
+def test_who_does_not_see_a_figure_is_told_its_panels_and_axes(tmp_path):
+    alts = re.findall(r'<img alt="([^"]*)"', whole_page(results_of(SMALL, tmp_path)))
+    assert not set(alts) & {title for title, _ in FIGURES.values()}
+    assert "1 panel: trained with euler@4. Across: field evaluations per solve. Upwards: test accuracy (%)." in alts
+    across = "Across: depth t. Upwards: weight θ(t)."
+    assert f"4 panels, from conv2.weight[0], euler@4 to conv2.weight[21], euler@4. {across}" in alts
+
+
+def test_heads_of_tables_say_that_they_head_columns(tmp_path):
+    heads = re.findall(r"<th\b[^>]*>", whole_page(results_of(SMALL, tmp_path)))
+    assert heads
+    assert all('scope="col"' in head for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        ([None], "not noted"),
+        (["2.13.0+cpu"], "2.13.0+cpu"),
+        (["2.13.0+cpu", None], "2.13.0+cpu; not noted for 1 job"),
+        (["2.9.0 2.13.0", "2.13.0"], "2.13.0 and 2.9.0: not one for all, so rows may differ by more than their jobs"),
+    ],
+)
+def test_the_torch_of_the_trainings_is_told_from_that_of_the_report(tmp_path, versions, words):
+    results = results_of(SMALL, tmp_path)
+    jobs = list(results.experiment.jobs)[: len(versions)]
+    table = results.table[results.table["job"].isin(jobs)]
+    table = table.assign(train_torch=table["job"].map(dict(zip(jobs, versions))))
+    found = provenance(dataclasses.replace(results, table=table))
+    assert found["torch of the trainings"] == words
+    assert found["torch of this report"] == metadata.version("torch")
+    assert "torch" not in found
+
+
 def test_one_job_judged_by_its_own_adaptive_solver(tmp_path):
     results = results_of(ADAPTIVE, tmp_path)
     drawings = drawn(results)
@@ -191,13 +238,6 @@ def test_one_job_judged_by_its_own_adaptive_solver(tmp_path):
     html = whole_page(results)
     assert "1 job (1 model, 1 training solver, 1 seed each) was judged" in html
     assert "dopri5@1e-4 is a training solver itself" in html
-    assert "nan" not in html.lower()
-
-
-def test_a_training_solver_that_was_not_judged_with(tmp_path):
-    results = results_of(re.sub(r"solvers: \[.*\]", "solvers: [rk4@2, rk4@4]", SMALL), tmp_path)
-    html = whole_page(results)
-    assert "The training solver euler@4 was not among those judged with" in html
     assert "nan" not in html.lower()
 
 
@@ -234,6 +274,40 @@ def test_hundreds_of_jobs_are_drawn_without_numbers_and_lines_left_out_are_confe
     assert len(figure.axes[0].get_yticklabels()) == len(widths)
     assert not figure.axes[0].texts
     assert f"The first 16 of {len(widths)} models are drawn" in draw("cost", results).caption
+
+
+@pytest.mark.parametrize("name", ["step", "coefficients", "cost", "training"])
+def test_training_solvers_that_a_picture_has_no_room_for_are_confessed(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(drawing, "MAX_PANELS", 6)
+    text = SMALL.replace("sweep:", f"sweep:\n  train.solver: {[f'euler@{n}' for n in range(2, 10)]}")
+    results = results_of(text, tmp_path)
+    found = draw(name, results)
+    assert found.figure is not None
+    assert len([ax for ax in found.figure.axes if ax.get_title()]) == 6
+    assert "The first 6 of 8 training solvers are drawn; the table holds all." in found.caption
+
+
+def test_the_largest_figure_is_not_too_large_for_matplotlib():
+    assert drawing.MAX_PANELS * 3.4 * 200 < 65_536  # inches of a panel and its share of the rest, pixels of an inch
+
+
+def test_more_methods_than_markers_are_drawn(tmp_path):
+    fixed = ("euler", "midpoint", "heun", "ralston", "ssprk3", "kutta3", "rk4", "rk4_38", "ab2", "ab3", "ab4")
+    methods = [f"{method}@4" for method in (*fixed, "leapfrog", "backward_euler", "trapezoid")]
+    methods += [f"{method}@1e-4" for method in ("bosh3", "dopri5", "dopri8", "fehlberg2", "adaptive_heun")]
+    assert len(methods) > 2 * len(drawing.MARKERS)
+    text = re.sub(r"solvers: \[.*\]", f"solvers: [{', '.join(methods)}]", SMALL)
+    assert draw("cost", results_of(text, tmp_path)).figure is not None
+
+
+def test_models_of_one_family_that_are_not_alike_have_a_line_each(tmp_path):
+    kinds = ("{kind: linear}", "{kind: path, basis: {degree: 1, num_coefficients: 4}}")
+    evolving = ", ".join(f"{{family: evolving, evolution: {kind}}}" for kind in kinds)
+    results = results_of(SMALL.replace("[{family: neural_ode},", f"[{evolving},"), tmp_path)
+    figure = draw("coefficients", results).figure
+    assert figure is not None
+    (box,) = figure.legends
+    assert [text.get_text() for text in box.get_texts()][:3] == ["evolving-linear", "evolving-path", "degree 1"]
 
 
 def test_the_standard_error_is_that_of_a_share():

@@ -86,6 +86,54 @@ def test_what_a_conversion_lost_and_when_it_was_repaired(tmp_path):
     assert sorted(xy for line in hollow for xy in zip(*line.get_data())) == [(3, 50), (3, 60)]
 
 
+def sparse(experiment, paths) -> None:
+    """Records of epochs 3, the end of a phase, 5, 10 and 12 of 12: the accuracy of before is seen again in the last."""
+    for job in experiment.jobs:
+        row = read_records(TrainingRecord, paths.training(job))[0]
+        values = {3: 0.9, 5: 0.7, 10: 0.8, 12: 0.95}
+        rows = [
+            replace(
+                row, epoch=epoch, step=20 * epoch, validation_accuracy=value, solver="euler@4" if epoch < 4 else "rk4@4"
+            )
+            for epoch, value in values.items()
+        ]
+        rows[1] = replace(rows[1], converted_accuracy=0.5, converted_error=0.25)
+        write_records(paths.training(job), rows)
+
+
+def test_epochs_without_a_record_count_until_the_repair_is_seen(tmp_path):
+    text = PHASES.replace("epochs: 5", "epochs: 12, record_every: 5")
+    (sentence,) = [s for s in summary(results_of(text, tmp_path, sparse)) if "carried over" in s]
+    assert sentence.endswith("the accuracy of before is seen again after 9 epochs (records are 5 epochs apart).")
+
+
+@pytest.mark.parametrize("failed", [1, 2])
+def test_a_conversion_after_which_no_solve_ended_is_counted(tmp_path, failed):
+    """It is the worst case."""
+
+    def spoil(experiment, paths) -> None:
+        converted(experiment, paths)
+        for job in list(experiment.jobs)[:failed]:
+            rows = read_records(TrainingRecord, paths.training(job))[:4]
+            write_records(paths.training(job), rows)
+            values = {"status": "nonfinite", "validation_accuracy": None, "converted_accuracy": None}
+            change(paths.training(job), TrainingRecord, **values)
+
+    results = results_of(PHASES, tmp_path, spoil)
+    (sentence,) = [s for s in summary(results) if "carried over" in s]
+    begin = "gode-8c-degree3, carried over to rk4@4: "
+    error = "the largest relative error of a weight is 0.25"
+    if failed == 1:
+        assert sentence == (
+            f"{begin}in 1 of 2 jobs the solve right after it fails, and the training ends; else at once 40.0 points "
+            f"of validation accuracy are lost (mean of 1 job; 40.0 to 40.0), {error}, and the accuracy of before is "
+            "reached again not by the end in 1 job."
+        )
+    else:
+        assert sentence == f"{begin}in 2 of 2 jobs the solve right after it fails, and the training ends; {error}."
+    assert "nan" not in whole_page(results).lower()
+
+
 def losses(experiment, paths) -> None:
     """The first job comes to 0.2 in its last epoch, the second in its third."""
     for job, values in zip(experiment.jobs, ([1, 0.9, 0.8, 0.5, 0.2], [1, 0.5, 0.2, 0.1, 0.15])):
