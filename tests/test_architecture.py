@@ -21,21 +21,25 @@ FORBIDDEN_IN_CORE = ("pipeline", "ray", "mlflow", "torchvision", "snakemake", "y
 DOORS = {  # each foreign library, and the modules that may know it
     "torchdiffeq": r"gode_core\.integrate",
     "torchvision": r"pipeline\.data\w*",
-    "mlflow": r"pipeline\.publish",
-    "ray": r"pipeline\.(search|fleet)",
+    "mlflow": r"pipeline\.store",
+    "optuna": r"pipeline\.(importance|suggest)",
+    "ray": r"pipeline\.(search|crew|private_ray|ray_environment|ray_nodes|tuning|schedulers|trainable)",
 }
 DRAWERS = ("utils", "helpers", "common", "misc", "base")
 WITHOUT_TORCH = (
-    *(f"gode_core.{name}" for name in ("solvers", "methods", "bases", "smooth_bases", "validity")),
+    *(f"gode_core.{name}" for name in ("solvers", "methods", "bases", "smooth_bases", "intervals", "validity")),
     *(f"pipeline.{name}" for name in ("data_config", "model_config", "train_config", "adapt_config", "stacks")),
     *(f"pipeline.{name}" for name in ("config", "reading", "experiment", "paths", "records", "stage", "plan", "run")),
-    *(f"pipeline.{name}" for name in ("collect", "report", "publish")),
+    *(f"pipeline.{name}" for name in ("collect", "report", "publish", "status", "why", "progress", "failure")),
 )
 LEAVES = (
     "gode_core.methods",
-    *(f"pipeline.{name}" for name in ("paths", "records", "reading", "stage")),
+    *(f"pipeline.{name}" for name in ("paths", "records", "reading", "stage", "streams")),
 )
-STAGES = tuple(f"pipeline.{name}" for name in ("train", "evaluate", "collect", "report", "publish", "plan", "data"))
+STAGES = (
+    *(f"pipeline.{name}" for name in ("train", "evaluate", "collect", "report", "publish", "plan", "data")),
+    *(f"pipeline.{name}" for name in ("status", "why")),
+)
 DATA_READERS = ("pipeline.train", "pipeline.evaluate")  # `data` is a stage (fetch) and the door to the images
 PICKLERS = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 
@@ -215,6 +219,7 @@ LAZY = "def f():\n    if True:\n        "
             "pipeline.collect imports mlflow",
         ),
         (libraries_by_other_doors, {"pipeline/train.py": "__import__('ray')"}, "pipeline.train imports ray"),
+        (libraries_by_other_doors, {"pipeline/report.py": f"{LAZY}import optuna"}, "pipeline.report imports optuna"),
         *[
             (drawers, {f"pipeline/{n}.py": ""}, f"pipeline.{n} is a drawer")
             for n in ("utils", "_common", "base", "misc")
@@ -291,9 +296,10 @@ ALLOWED = {
     "pipeline/config.py": "from gode_core.bases import x",
     "pipeline/data.py": f"{LAZY}import torchvision",
     "pipeline/data_folder.py": "import torchvision",
-    "pipeline/publish.py": f"import rayon\n{LAZY}import mlflow",
+    "pipeline/store.py": f"import rayon\n{LAZY}import mlflow",
     "pipeline/search.py": "import ray\nfrom pipeline.train import x",
-    "pipeline/fleet.py": "import ray\nfrom pipeline import train",
+    "pipeline/importance.py": f"{LAZY}import optuna",
+    "pipeline/crew.py": "import ray\nfrom pipeline import train",
     "pipeline/train.py": "from pipeline.data import x\nimport torch\ntorch.load('x', weights_only=True)",
     "pipeline/evaluate.py": "import json\nfrom pipeline import data\njson.load(x)",
     "pipeline/plan.py": "from pipeline import stage, config\nimport torchlike",
