@@ -157,7 +157,7 @@ def test_signals_are_named_and_the_next_goes_on(tmp_path, events, number):
 
 
 def test_killed_in_the_middle_it_is_recorded_once_and_goes_on(tmp_path):
-    config = small_job(epochs=40)
+    config = small_job(epochs=400)
     paths, job = write_job(tmp_path, config)
     with subprocess.Popen(command(paths, job, "--checkpoint-epochs", "1"), stderr=subprocess.PIPE) as process:
         until = time.monotonic() + 60
@@ -166,10 +166,10 @@ def test_killed_in_the_middle_it_is_recorded_once_and_goes_on(tmp_path):
             assert time.monotonic() < until
         process.kill()
     at = checkpoint.load(paths.resume(job), config)["step"]
-    assert 0 < at < 160
+    assert 0 < at < 1600
     assert run(paths, job) == 0
     assert run(paths, job) == 0
-    assert outcomes(paths, job) == [("killed", 0, at), ("finished", at, 160)]
+    assert outcomes(paths, job) == [("killed", 0, at), ("finished", at, 1600)]
     first = attempts(paths, job)[0]
     assert (first.pid, first.device, first.code) == (process.pid, "cpu", attempts(paths, job)[1].code)
     assert first.seconds > 0
@@ -371,7 +371,7 @@ def test_one_that_was_followed_is_counted_once(tmp_path, events, monkeypatch):
 
 @pytest.mark.slow
 def test_of_two_processes_one_trains_and_one_waits(tmp_path):
-    config = small_job(epochs=40)
+    config = small_job(epochs=400)
     paths, job = write_job(tmp_path, config)
     with subprocess.Popen(command(paths, job), stderr=subprocess.PIPE) as first:
         until = time.monotonic() + 60

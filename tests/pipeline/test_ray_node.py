@@ -189,7 +189,7 @@ def left(node, stand_in, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURMD_NODENAME", "n2")
     with socket.create_server(("127.0.0.1", 0)) as head:
-        process = node(lasts=0.5, head=f"127.0.0.1:{head.getsockname()[1]}")
+        process = node(lasts=1.5, head=f"127.0.0.1:{head.getsockname()[1]}")
         wait_until(lambda: sleeper(process.pid))  # it has seen the head
     return process
 

@@ -23,7 +23,7 @@ from pipeline.records import AttemptRecord, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (ROOT / "tests/workflow/small.yaml").read_text()
-EXPERIMENT = SMALL.replace("epochs: 3", "epochs: 150").replace("[euler@2, euler@4, rk4@4, dopri5@1e-3]", "[euler@2]")
+EXPERIMENT = SMALL.replace("epochs: 3", "epochs: 300").replace("[euler@2, euler@4, rk4@4, dopri5@1e-3]", "[euler@2]")
 ONE_SEED = EXPERIMENT.replace("seed: [0, 1]", "seed: [0]")  # three of its six trainings
 SITE = """
 partition: low  # jobs in `main` take its nodes
@@ -31,6 +31,7 @@ train: {minutes: 2, memory_mb: 400}
 evaluate: {minutes: 2, memory_mb: 400}
 most_jobs: 6
 poll_seconds: 5
+most_poll_seconds: 5
 """
 OF_TRAINING = ("model.safetensors", "training.jsonl", "weights.jsonl", "decisions.jsonl")
 

@@ -114,7 +114,7 @@ SlurmdTimeout=5
 SlurmctldTimeout=10
 BatchStartTimeout=10
 ReturnToService=2
-KillWait=5
+KillWait=15
 CompleteWait=0
 TreeWidth=100
 

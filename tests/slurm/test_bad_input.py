@@ -5,7 +5,7 @@ import sys
 import pytest
 from campaign import EXPERIMENT, SITE, Campaign
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120, func_only=True)]
 
 RESUME = [sys.executable, "-m", "pipeline.resume", "x.yaml", "--where", "slurm"]
 WRONG = {

@@ -14,7 +14,7 @@ from slurm_conf import groups_of_version_1
 
 from cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120, func_only=True)]
 
 HERE = Path(__file__).parent
 OTHER = Network("other", "10.213.79", 26960)

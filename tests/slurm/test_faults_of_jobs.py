@@ -110,7 +110,7 @@ def test_a_job_that_answers_nothing_is_killed_at_its_time_limit_and_gets_more_ti
     victim = storm.victims["overdue"]
     assert storm.states["overdue"] == "TIMEOUT"
     hit, successor = storm.campaign.hit_and_next(victim)
-    assert (hit.outcome, hit.to_step) == ("killed", 0)  # no checkpoint yet: they are written each minute
+    assert (hit.outcome, hit.to_step) == ("killed", 0)  # no checkpoint yet: the first comes after ten seconds
     assert successor.from_step == 0
     assert asked_for(cluster, successor.slurm_job)["TimeLimit"] == "00:04:00"  # twice as much
     print(f"\noverdue: trained again after {storm.campaign.back_after(victim):.0f} s")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from campaign import EXPERIMENT, Campaign
+from campaign import ONE_SEED, Campaign, Victim, now
+from daemons import wait_until
 from test_ray import TWO_NODES, assert_nothing_is_left, assert_only_a_lost_disk_holds_more, forget
 
 from cluster import Cluster
@@ -36,12 +37,26 @@ def submitted(cluster, campaign):
     return job
 
 
+def victims_on(node, cluster, campaign, job):
+    """The trainings that are under way there, as soon as there are any."""
+    running, found = Running(cluster, job), []
+
+    def look():
+        assert running.poll() is None, f"all is over\n{campaign.output.read_text()[-3000:]}"
+        there = {name: it for name in campaign.jobs if (it := campaign.training(name)) is not None}
+        found[:] = [Victim(name, it, now()) for name, it in there.items() if it.host == node]
+        return bool(found)
+
+    wait_until(look, f"a training is under way on {node}", 120, campaign.output)
+    return found
+
+
 def assert_whole(cluster, campaign, job, undisturbed):
     """It ends, and all was trained once."""
     done = cluster.wait_for_job(job, "COMPLETED", "FAILED", "CANCELLED", seconds=500)
     assert done.state == "COMPLETED", campaign.output.read_text()[-4000:]
     assert (campaign.folder / "finished").exists()
-    assert campaign.files() == undisturbed
+    campaign.assert_as_undisturbed(undisturbed)
     campaign.assert_counted_once()
     campaign.assert_one_writer()
 
@@ -50,9 +65,9 @@ def test_a_fleet_that_is_asked_to_end_and_then_loses_a_node_ends_with_the_files_
     cluster, undisturbed, tmp_path
 ):
     """Ray's own processes are asked as well, and first; without them there would be no checkpoint."""
-    campaign = Campaign(tmp_path, EXPERIMENT, cluster.environment)
+    campaign = Campaign(tmp_path, ONE_SEED, cluster.environment)
     first = submitted(cluster, campaign)
-    asked = campaign.victims(4, Running(cluster, first))
+    asked = campaign.victims(2, Running(cluster, first))
     for what in (["--signal=TERM"], ["--batch", "--signal=TERM"]):  # its steps; its script
         done = cluster.run("scancel", *what, first)
         assert not done.returncode, done.stderr
@@ -64,8 +79,7 @@ def test_a_fleet_that_is_asked_to_end_and_then_loses_a_node_ends_with_the_files_
     assert_nothing_is_left(first, tmp_path)
 
     job = submitted(cluster, campaign)
-    lost = [it for it in campaign.victims(4, Running(cluster, job)) if it.node == "gode2"]
-    assert lost
+    lost = victims_on("gode2", cluster, campaign, job)
     cluster.crash("gode2")
     assert_whole(cluster, campaign, job, undisturbed)
     for victim in asked:
@@ -81,10 +95,9 @@ def test_a_fleet_that_is_asked_to_end_and_then_loses_a_node_ends_with_the_files_
 
 def test_a_fleet_that_loses_its_first_node_is_begun_again_by_the_other(cluster, undisturbed, tmp_path):
     """SLURM, asked to end no job for one node, would leave it to idle until its time limit."""
-    campaign = Campaign(tmp_path, EXPERIMENT, cluster.environment)
+    campaign = Campaign(tmp_path, ONE_SEED, cluster.environment)
     job = submitted(cluster, campaign)
-    lost = [it for it in campaign.victims(4, Running(cluster, job)) if it.node == "gode1"]
-    assert lost
+    lost = victims_on("gode1", cluster, campaign, job)
     cluster.crash("gode1")
     cluster.wait_for_job(job, "PENDING", seconds=150)
     assert list(tmp_path.glob(".ray-*")) == []

@@ -18,7 +18,7 @@ from test_cluster import processes_with
 
 from pipeline.ray_node import FIRST, STEP
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(150, func_only=True)]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -142,7 +142,7 @@ def repeated(folder):
     ],
 )
 def test_a_node_that_does_not_come_is_one_line(cluster, tmp_path, fault, reason):
-    patience = "1" if fault == "none, but no patience" else "60"
+    patience = "0" if fault == "none, but no patience" else "60"
     job = submit(cluster, "wait", tmp_path, "--no-kill", patience=patience)
     cluster.wait_for_job(job, "RUNNING")
     if fault == "its folder is empty":

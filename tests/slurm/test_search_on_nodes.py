@@ -20,7 +20,7 @@ from pipeline.winners import load_whole
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-TRIALS, EPOCHS = 6, 120
+TRIALS, EPOCHS = 6, 240
 CHANGES = {
     "epochs: 3": f"epochs: {EPOCHS}",
     "{name: asha, reduction: 2}": f"{{name: asha, reduction: 2, grace_epochs: {EPOCHS // 2}}}",
@@ -81,10 +81,16 @@ class Searched:
         """Trials that are trained at this moment, with a checkpoint and a good part before them, by node."""
         found: dict[str, list[Victim]] = {}
         for trial in self.trials:
-            holder = self.campaign.training(trial.job) if trial.outcome == "running" else None
+            holder = self.trains(trial.job) if trial.outcome == "running" else None
             if holder is not None and 0 < len(rows_of(trial.job, self.campaign.paths)) < EPOCHS * 9 // 10:
                 found.setdefault(holder.host, []).append(Victim(trial.job, holder, now()))
         return found
+
+    def trains(self, job: str) -> Holder | None:
+        """Who holds it and knows where it begins, whether or not he has shown a further sign of life."""
+        holder = read_holder(self.campaign.paths.lease(job))
+        begun = holder is not None and holder.from_step is not None
+        return holder if begun and not Path(self.campaign.paths.model(job)).exists() else None
 
     def models(self) -> dict[str, bytes]:
         """Of the trials that are finished."""
@@ -125,7 +131,7 @@ def loss(cluster, tmp_path_factory):
         assert driver is not None
         (second,) = running.keys() - {driver.host}
         cluster.crash(second)
-        lost = [it for it in running[second] if campaign.training(it.job) is not None]  # now it cannot change
+        lost = [it for it in running[second] if searched.trains(it.job) is not None]  # now it cannot change
         print(f"\na search: its second node crashes after {time.monotonic() - began:.0f} s", end="")
         wait_until(searched.found.exists, "the search has ended", 240, campaign.output)
         print(f", it ends after {time.monotonic() - began:.0f} s", end="")

@@ -7,6 +7,7 @@ A job is pretended: the test writes what its training would, and says in which s
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ job:
 evaluate_with: {solvers: [euler@4]}
 """
 SITE = "partition: main\npoll_seconds: 1\n"
+BY_RULE = f"{SITE}gres: gpu:1\nevaluate: {{minutes: 9, memory_mb: 600, partition: low, gres: none}}\n"
 OFTEN = ("--max-status-checks-per-second", "5")  # looks at the queue: 0.2, at most, by the profile
 GONE = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
 
@@ -48,8 +50,10 @@ class Cluster:
         (folder / "x.yaml").write_text(ONE)
         self.slurm = StandIn(folder / "slurm")
         self.paths = Paths(str(folder / "results"))
-        (self.job,) = load_experiment(folder / "x.yaml").jobs
+        experiment = load_experiment(folder / "x.yaml")
+        (self.job,) = experiment.jobs
         self.model = f"results/jobs/{self.job}/model.safetensors"
+        self.judged = [Path(path) for path in self.paths.judged(self.job, experiment.evaluate_with.id)]
         seen = Path(self.paths.data("digits"))  # so that nothing but the training is to be done
         seen.parent.mkdir(parents=True)
         seen.touch()
@@ -79,11 +83,11 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def snakemake(self, *options: str) -> subprocess.Popen[bytes]:
-        """For the model of the one job."""
+    def snakemake(self, *options: str, target: str = "") -> subprocess.Popen[bytes]:
+        """For the model of the one job, or another file."""
         return self.start(
             *(sys.executable, "-m", "snakemake", "--workflow-profile", "cluster/slurm", "--configfile", "x.yaml"),
-            *("--config", "together=1", *OFTEN, *options, "--", self.model),
+            *("--config", "together=1", *OFTEN, *options, "--", target or self.model),
         )
 
     def finish(self, process: subprocess.Popen[bytes], seconds: float = 60) -> int:
@@ -120,6 +124,17 @@ class Cluster:
             Path(path).write_text("made")
         self.becomes(number, "COMPLETED")
 
+    @property
+    def judgement(self) -> str:
+        """A file that the judging makes, as Snakemake calls it."""
+        return str(self.judged[0].relative_to(self.folder))
+
+    def judge(self, number: str) -> None:
+        for path in self.judged:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("made")
+        self.becomes(number, "COMPLETED")
+
 
 @pytest.fixture
 def cluster(tmp_path):
@@ -141,6 +156,15 @@ def test_the_profile_plans(cluster):
     assert "runtime=120" in said
     assert "slurm_partition=main" in said
     assert cluster.slurm.calls("sbatch") == []
+
+
+def test_the_profile_plans_each_rule_by_its_own_facts(cluster):
+    cluster.site(BY_RULE)
+    assert cluster.finish(cluster.snakemake("-n", target=cluster.judgement)) == 0, cluster.output.read_text()
+    train, evaluate = re.findall(r"^    resources: (.*)$", cluster.output.read_text(), re.MULTILINE)
+    assert {"runtime=120", "slurm_partition=main", "gres=gpu:1"} <= set(train.split(", "))
+    assert {"runtime=9", "slurm_partition=low"} <= set(evaluate.split(", "))
+    assert "gpu" not in evaluate
 
 
 BAD = {
@@ -228,6 +252,24 @@ def test_a_job_that_was_ended_is_submitted_again_and_asks_for_more(cluster, stat
 
 
 @pytest.mark.slow
+def test_a_judgement_takes_no_gpu_where_the_site_says_so(cluster):
+    cluster.site(BY_RULE)
+    process = cluster.snakemake(target=cluster.judgement)
+    cluster.submitted()
+    cluster.train("1")
+    cluster.submitted(2)
+    cluster.judge("2")
+    assert cluster.finish(process) == 0
+    train, evaluate = cluster.slurm.calls("sbatch")
+    assert [words[words.index("-p") + 1] for words in (train, evaluate)] == ["main", "low"]
+    assert [[word for word in words if word.startswith("--gres")] for words in (train, evaluate)] == [
+        ["--gres=gpu:1"],
+        [],
+    ]
+    assert [[word for word in words if "signal" in word] for words in (train, evaluate)] == [["--signal=USR1@30"], []]
+
+
+@pytest.mark.slow
 def test_a_submission_that_is_refused_once_is_made_again(cluster):
     cluster.slurm.fail("sbatch", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
     process = cluster.snakemake()
@@ -236,7 +278,7 @@ def test_a_submission_that_is_refused_once_is_made_again(cluster):
     cluster.submitted()
     cluster.train("1")
     assert cluster.finish(process) == 0
-    assert len(cluster.slurm.calls("sbatch")) == 2
+    assert len(cluster.slurm.calls("sbatch")) >= 2  # it may be quicker than we are to take the fault back
 
 
 RESUME = """
