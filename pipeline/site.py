@@ -10,32 +10,32 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 import yaml
 
-from pipeline import slurm
+from pipeline import executor, slurm
 from pipeline.paths import DEFAULT_EXPERIMENT
 from pipeline.reading import need, read_dataclass
+
+T = TypeVar("T")
 
 PLACE = "cluster/slurm/site.yaml"
 PREFIX = "gode"  # of all our SLURM jobs' names
 GROWS = 4  # times at most: an attempt that ran out of time goes on, and needs no more memory for it
 OF_SNAKEMAKE_MB = 500  # the two that run around each job
 LONGEST_NAME = 50  # characters, of the executor's prefix
-USUAL_AGE = 300  # seconds for which squeue remembers a job that has ended, where SLURM does not say
-LOOKS = 3  # at the queue in that time: one may come to nothing
-LEAST_PAUSE = 5  # seconds between two of them: the profile's max-status-checks-per-second
 WARNING_SECONDS = 30  # SIGUSR1 so long before the end, if SLURM's commands do not work on its nodes
+NOTHING = "none"  # a `gres` that is none, where the site has one
+JUDGES = "hasattr(input, 'model')"  # of a rule; names would not do: rules of stacks have names of their own
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Stage:
 
     minutes: int
     memory_mb: int
+    partition: str | None = None  # None: the site's
+    gres: str | None = None  # likewise; none: no GPU
 
     def __post_init__(self):
         need(self.minutes >= 1, "minutes must be at least 1, got {}", self.minutes)
@@ -58,7 +60,8 @@ class Pool:
     memory_mb: int = 16000  # of each node
     cpus: int = 8  # of each node
     nodes: int = 1
-    gres: str | None = None  # of each node: gpu:4; None: no GPU
+    gres: str | None = None  # of each node: gpu:4; None: the site's; none: no GPU
+    partition: str | None = None  # None: the site's
 
     def __post_init__(self):
         for name, least in (("minutes", 1), ("memory_mb", 1000), ("cpus", 1), ("nodes", 1)):  # Ray alone takes 800 MB
@@ -73,7 +76,7 @@ class Site:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gres: str | None = None  # for each job: gpu:1, gpu:a100:1; None: no GPU
+    gres: str | None = None  # for each job, if its stage has none of its own: gpu:1, gpu:a100:1; None: no GPU
     extra: str | None = None  # further options of sbatch
     train: Stage = Stage(minutes=120, memory_mb=4000)
     evaluate: Stage = Stage(minutes=60, memory_mb=4000)
@@ -83,10 +86,13 @@ class Site:
     most_memory_mb: int | None = None  # likewise; None: four times the first attempt's
     most_jobs: int = 100  # queued at once
     poll_seconds: int = 20  # between two looks at the queue
+    most_poll_seconds: int | None = None  # likewise, where nothing happens; None: up to 180, or a third of MinJobAge
 
     def __post_init__(self):
         need(self.most_jobs >= 1, "most_jobs must be at least 1, got {}", self.most_jobs)
         need(self.poll_seconds >= 1, "poll_seconds must be at least 1, got {}", self.poll_seconds)
+        most = self.most_poll_seconds
+        need(most is None or most >= self.poll_seconds, "most_poll_seconds must be at least poll_seconds, got {}", most)
         need(self.most_minutes is None or self.most_minutes >= 1, "most_minutes must be at least 1")
         need(self.most_memory_mb is None or self.most_memory_mb >= 100, "most_memory_mb must be at least 100")
 
@@ -113,57 +119,27 @@ class Site:
             sys.exit(f"error: {_place()}: {error}")
 
     def ask_squeue_alone(self) -> None:
-        """For the Snakemake of this process. Its executor asks SLURM before each look how long squeue remembers a job
-        that has ended, and, where no answer comes, asks sacct in that look, again and again: a controller that is away
-        for a moment, on a cluster without accounting, would be waited for for ever. So it is asked once, here. After
-        each look that finds nothing new the executor waits longer, up to three minutes; here, up to what lets it look
-        so often that it sees the end of each job. Ends the program with one line if squeue forgets too early for that.
-        """
+        """For the Snakemake of this process: see executor.py. Ends the program with one line if squeue forgets too
+        early for that."""
         try:
-            executor: Any = importlib.import_module("snakemake_executor_plugin_slurm")
-        except ModuleNotFoundError:
-            sys.exit("error: SLURM's executor is not installed: pip install -c envs/constraints.txt -e '.[slurm]'")
-        for name in os.environ.keys() - slurm.environment().keys():  # the executor's squeue is to show all jobs
-            del os.environ[name]
-        said = executor.get_min_job_age()
-        age = USUAL_AGE if said is None else said or sys.maxsize  # 0: it never forgets
-        longest, least = age // LOOKS, LOOKS * LEAST_PAUSE
-        if age < least:
-            what = f"SLURM forgets a job {age} s after its end (MinJobAge), and {least} s are needed"
-            sys.exit(f"error: {what}: ask those who run the cluster for more, or use --profile cluster/local")
-        if self.poll_seconds > longest:
-            what = f"at most {longest}: SLURM forgets a job {age} s after its end, which would go unseen"
-            sys.exit(f"error: {_place()}: poll_seconds must be {what}")
-        executor.get_min_job_age = lambda: age
-        pause = executor.Executor.next_seconds_between_status_checks
-        executor.Executor.next_seconds_between_status_checks = property(
-            lambda looking: min(pause.fget(looking), longest), pause.fset
-        )
+            executor.ask_squeue_alone(self.poll_seconds, self.most_poll_seconds)
+        except ValueError as error:
+            sys.exit(f"error: {_place()}: {error}")
 
     def _check(self) -> None:
         if not slurm.installed():
             raise slurm.Away("`sbatch`, `squeue` and `scancel` are not on the path: is this the login node?")
-        there = slurm.partitions()
-        if self.partition is not None:
-            for name in self.partition.split(","):
-                near = difflib.get_close_matches(name, there, n=1)
-                hint = f" Did you mean `{near[0]}`?" if near else ""
-                need(
-                    name in there,
-                    "partition: `{}` is none here.{} There are: {}.",
-                    name,
-                    hint,
-                    ", ".join(sorted(there)),
-                )
+        stages = {"train": self.train, "evaluate": self.evaluate, "search": self.search, "fleet": self.fleet}
+        described = {rule: stage for rule, stage in stages.items() if stage is not None}
+        _need_partitions(self.partition, self._limits, "partition")
+        for rule, stage in described.items():
+            _need_partitions(stage.partition, self._limits, f"{rule}: partition")
         if self.account is not None:
             known = slurm.accounts()
             need(known is not None, "account: no database of accounts answers here; leave it out if there is none")
             names = ", ".join(sorted(known or ()))
             need(self.account.lower() in (known or ()), "account: `{}` is not yours. Yours: {}.", self.account, names)
-        stages = {"train": self.train, "evaluate": self.evaluate, "search": self.search, "fleet": self.fleet}
-        for rule, stage in stages.items():
-            if stage is None:
-                continue
+        for rule, stage in described.items():
             said = slurm.refusal(self._job(stage, 1))
             need(said is None, "{}: SLURM would not take a job like this: {}", rule, said)
             said, most = slurm.refusal(self._job(stage, GROWS)), self._memory(stage, GROWS)
@@ -175,62 +151,75 @@ class Site:
 
     def _job(self, stage: Stage | Pool, times: int) -> list[str]:
         """Options of sbatch."""
-        gres, shape, minutes = self.gres, [], stage.minutes * times
+        gres, shape = self._gres(stage), []
         if isinstance(stage, Pool):
-            gres, minutes = stage.gres or self.gres, stage.minutes
             shape = [f"--nodes={stage.nodes}", f"--ntasks={stage.nodes}", f"--cpus-per-task={stage.cpus}"]
-        shape += [] if gres is None else [f"--gres={gres}"]
-        asked = [f"--mem={self._memory(stage, times)}", f"--time={min(self.longest, minutes)}"]
-        return [*self.options, *shape, *asked, *shlex.split(self.extra or "")]
+        shape += [f"--gres={gres}"] if gres else []
+        minutes = min(self.longest(stage), stage.minutes * times)
+        asked = [f"--mem={self._memory(stage, times)}", f"--time={minutes}"]
+        return [*self._where(stage), *shape, *asked, *shlex.split(self.extra or "")]
 
     def _memory(self, stage: Stage | Pool, times: int) -> int:
         return min(self.most_memory_mb or sys.maxsize, stage.memory_mb * times + OF_SNAKEMAKE_MB)
 
+    def _partition(self, stage: Stage | Pool) -> str:
+        """Empty: the cluster's default; Snakemake's executor asks for none then, nor for a `gres` that is empty."""
+        return (self.partition if stage.partition is None else stage.partition) or ""
+
+    def _gres(self, stage: Stage | Pool) -> str:
+        """Empty: none."""
+        found = self.gres if stage.gres is None else stage.gres
+        return "" if found in (None, NOTHING) else found
+
+    def longest(self, stage: Stage | Pool) -> int:
+        """Minutes that the longest of its attempts asks for: no more than it may."""
+        partition = self._partition(stage)
+        found = [self._limits.get(name) for name in partition.split(",")] if partition else [self._limit_of_default]
+        limits = [max(1, int(limit)) for limit in found if limit is not None]
+        wanted = stage.minutes if isinstance(stage, Pool) else stage.minutes * GROWS
+        return min(wanted, self.most_minutes or sys.maxsize, *limits)
+
     @cached_property
-    def longest(self) -> int:
-        """Minutes that a job may ask for."""
-        limits = [] if self.most_minutes is None else [self.most_minutes]
-        try:
-            if self.partition is None:
-                found = [slurm.default_limit()]
-            else:
-                there = slurm.partitions()
-                found = [there.get(name) for name in self.partition.split(",")]
-        except slurm.Away as away:
-            _end(away)
-        limits += [max(1, int(limit)) for limit in found if limit is not None]
-        grown = max(self.train.minutes, self.evaluate.minutes) * GROWS
-        return min(limits, default=max(grown, *(pool.minutes for pool in self.pools.values())))
+    def _limits(self) -> dict[str, float | None]:
+        return _answered(slurm.partitions)
+
+    @cached_property
+    def _limit_of_default(self) -> float | None:
+        return _answered(slurm.default_limit)
 
     @property
     def options(self) -> list[str]:
-        """Where jobs go, as options of srun."""
-        named = {"partition": self.partition, "account": self.account, "qos": self.qos, "constraint": self.constraint}
-        return [f"--{key}={value}" for key, value in named.items() if value is not None]
+        """Where trainings go, as options of srun."""
+        return self._where(self.train)
+
+    def _where(self, stage: Stage | Pool) -> list[str]:
+        partition = [f"--partition={name}"] if (name := self._partition(stage)) else []
+        named = {"account": self.account, "qos": self.qos, "constraint": self.constraint}
+        return partition + [f"--{key}={value}" for key, value in named.items() if value is not None]
 
     @property
     def resources(self) -> dict[str, str]:
         """Snakemake's default resources: Python expressions of `attempt` and `input`. A rule with a model among its
-        inputs judges, the others train; rules of stacks have names of their own, so names would not do."""
-        train, evaluate, times = self.train, self.evaluate, f"min(attempt, {GROWS})"
-        shortest = min(self.longest, train.minutes, evaluate.minutes)
-        warning = [f"--signal=USR1@{WARNING_SECONDS}"] if shortest * 60 > 5 * WARNING_SECONDS else []
-        extra = " ".join(["--open-mode=append", *warning, *([self.extra] if self.extra else [])])
-        judges = "hasattr(input, 'model')"
-        grown = f"({evaluate.memory_mb} if {judges} else {train.memory_mb}) * {times}"
+        inputs judges, the others train. These alone are warned of their end: a judgement has no checkpoint to write."""
+        train, times = self.train, f"min(attempt, {GROWS})"
+        enough = min(self.longest(train), train.minutes) * 60 > 5 * WARNING_SECONDS
+        warning = [f"--signal=USR1@{WARNING_SECONDS}"] if enough else []
+        memory = f"{self._by_rule(lambda stage: stage.memory_mb)} * {times} + {OF_SNAKEMAKE_MB}"
         asked = {
-            "runtime": f"min({self.longest}, ({evaluate.minutes} if {judges} else {train.minutes}) * {times})",
-            "mem_mb": f"min({self.most_memory_mb or sys.maxsize}, {grown} + {OF_SNAKEMAKE_MB})",
-            "slurm_extra": repr(extra),
+            "runtime": f"min({self._by_rule(self.longest)}, {self._by_rule(lambda stage: stage.minutes)} * {times})",
+            "mem_mb": f"min({self.most_memory_mb or sys.maxsize}, {memory})",
+            "slurm_extra": _either(self._extra(*warning), self._extra()),
         }
-        words = {
-            "slurm_partition": self.partition,
-            "slurm_account": self.account,
-            "qos": self.qos,
-            "constraint": self.constraint,
-            "gres": self.gres,
-        }
-        return asked | {key: repr(word) for key, word in words.items() if word is not None}
+        words = {"slurm_account": self.account, "qos": self.qos, "constraint": self.constraint}
+        asked |= {key: repr(word) for key, word in words.items() if word is not None}
+        own = {"slurm_partition": self._by_rule(self._partition), "gres": self._by_rule(self._gres)}
+        return asked | {key: word for key, word in own.items() if word != repr("")}
+
+    def _by_rule(self, what: Callable[[Stage], object]) -> str:
+        return _either(what(self.train), what(self.evaluate))
+
+    def _extra(self, *options: str) -> str:
+        return " ".join(["--open-mode=append", *options, *([self.extra] if self.extra else [])])
 
     @property
     def pools(self) -> dict[str, Pool]:
@@ -247,19 +236,17 @@ class Site:
         first, which starts Ray on the others; and SLURM does not end the job with a node that is lost."""
         found = {}
         for rule, pool in self.pools.items():
-            several = ["--no-kill"] if pool.nodes > 1 else []
-            extra = " ".join(["--open-mode=append", *several, *([self.extra] if self.extra else [])])
             memory = f"{pool.memory_mb} * min(attempt, {GROWS})"
             own: dict[str, str | int] = {
-                "runtime": min(self.longest, pool.minutes),
+                "runtime": self.longest(pool),
                 "mem_mb": f"min({self.most_memory_mb or sys.maxsize}, {memory} + {OF_SNAKEMAKE_MB})",
-                "slurm_extra": repr(extra),
+                "slurm_extra": repr(self._extra(*(["--no-kill"] if pool.nodes > 1 else []))),
             }
-            if pool.gres is not None:
-                own["gres"] = repr(pool.gres)
+            for key, of in (("slurm_partition", self._partition), ("gres", self._gres)):
+                own |= {} if of(pool) == of(self.train) else {key: repr(of(pool))}  # else it has those of a training
             if pool.nodes > 1:
                 own |= {"nodes": pool.nodes, "tasks": pool.nodes, "mpi": repr("srun")}
-                own |= {"tasks_per_gpu": 0} if pool.gres or self.gres else {}
+                own |= {"tasks_per_gpu": 0} if self._gres(pool) else {}
             found[rule] = own
         return found
 
@@ -285,6 +272,26 @@ def name_of_jobs(arguments: Sequence[str]) -> str:
 
 def _place() -> str:
     return os.environ.get("GODE_SITE") or PLACE
+
+
+def _either(training: object, judging: object) -> str:
+    """An expression for both kinds of rule."""
+    return repr(training) if training == judging else f"({judging!r} if {JUDGES} else {training!r})"
+
+
+def _need_partitions(names: str | None, there: Collection[str], where: str) -> None:
+    for name in [] if names is None else names.split(","):
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        listed = ", ".join(sorted(there))
+        need(name in there, "{}: `{}` is none here.{} There are: {}.", where, name, hint, listed)
+
+
+def _answered(ask: Callable[[], T]) -> T:
+    try:
+        return ask()
+    except slurm.Away as away:
+        _end(away)
 
 
 def _end(away: slurm.Away) -> NoReturn:

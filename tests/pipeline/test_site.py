@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -75,6 +76,7 @@ def test_a_name_that_yaml_takes_for_a_number_is_a_name(user):
         ("evaluate: {minutes: 5, memory_mb: 4}", "memory_mb must be at least 100, got 4"),
         ("most_jobs: 0", "most_jobs must be at least 1"),
         ("poll_seconds: 0", "poll_seconds must be at least 1"),
+        ("most_poll_seconds: 19", "most_poll_seconds must be at least poll_seconds, got 19"),
         ("most_minutes: 0", "most_minutes must be at least 1"),
         ("- gpu", "must be a mapping"),
         ("gpu", "must be a mapping"),
@@ -104,6 +106,8 @@ def test_the_template_is_a_site_with_and_without_its_comments(stand_in, user):
     site = Site.of_user()
     assert {name for name, value in vars(site).items() if value is None} == set()  # each fact is shown
     assert set(yaml.safe_load(active)) == set(vars(site))
+    parts = {fact.name for part in (Stage, Pool) for fact in dataclasses.fields(part)}
+    assert parts <= set(re.findall(r"(\w+):", text.partition("The first attempt")[2]))
     stand_in.set("partitions", {site.partition: "infinite"})
     stand_in.set("accounts", [site.account])
     site.check()
@@ -135,6 +139,15 @@ def test_a_partition_that_does_not_exist(stand_in, user):
     assert "my-site.yaml" in line
     assert "`gpu` is none here. There are" in said(Site(partition="main,gpu").check)
     assert "` low` is none here" in said(Site(partition="main, low").check)  # sbatch takes no spaces either
+
+
+@pytest.mark.parametrize("rule", ["train", "evaluate", "search", "fleet"])
+def test_a_partition_of_one_rule_that_does_not_exist(stand_in, user, rule):
+    user(f"partition: main\n{rule}: {{minutes: 5, memory_mb: 2000, partition: lwo}}")
+    line = said(Site.of_user().check)
+    assert f"my-site.yaml: {rule}: partition: `lwo` is none here. Did you mean `low`? There are: low, main." in line
+    user(f"{rule}: {{minutes: 5, memory_mb: 2000, partition: ''}}")
+    assert f"{rule}: partition: `` is none here." in said(Site.of_user().check)
 
 
 def test_an_account_that_is_refused(stand_in):
@@ -202,6 +215,13 @@ def test_looks_at_a_quiet_queue_never_lie_farther_apart_than_a_third_of_what_squ
     waits = quiet_looks(executor, 20)
     assert waits[0] == min(20, longest)
     assert max(waits) == waits[-1] == longest
+
+
+def test_looks_at_a_quiet_queue_lie_no_farther_apart_than_the_user_wants(stand_in, monkeypatch):
+    executor = installed(monkeypatch)
+    Site(poll_seconds=10, most_poll_seconds=30).ask_squeue_alone()
+    stand_in.add("7", name="run")
+    assert quiet_looks(executor, 5) == [20, 30, 30, 30, 30]
 
 
 def test_the_executor_sees_all_jobs_whatever_the_user_likes_to_see(stand_in, monkeypatch):
@@ -277,9 +297,9 @@ def test_time_and_memory_grow_with_the_attempt(stand_in):
 
 def test_without_a_partition_the_limit_is_that_of_the_default(stand_in):
     stand_in.set("partitions", {"short": "1:00:00", "long": "7-00:00:00"})
-    assert Site().longest == 60
+    assert asked(Site(), "runtime", 9) == 60
     stand_in.set("partitions", {"any": "infinite", "short": "1:00:00"})
-    assert Site(train=Stage(60, 400), evaluate=Stage(10, 400)).longest == 60 * GROWS
+    assert asked(Site(train=Stage(60, 400)), "runtime", 9) == 60 * GROWS
 
 
 def test_later_attempts_that_slurm_would_not_take_are_refused_before_the_first(stand_in, monkeypatch):
@@ -313,13 +333,26 @@ def test_no_attempt_asks_for_more_than_it_may(stand_in, facts, longest):
 
 
 @pytest.mark.parametrize(("minutes", "warned"), [(1, False), (2, False), (3, True), (120, True)])
-@pytest.mark.usefixtures("stand_in")
-def test_a_warning_comes_only_where_it_leaves_time_to_work(minutes, warned):
+def test_a_training_is_warned_only_where_it_leaves_time_to_work(stand_in, minutes, warned):
     """SLURM may send it a minute early."""
-    site = Site(train=Stage(minutes, 400), evaluate=Stage(500, 400))
-    assert (f"--signal=USR1@{WARNING_SECONDS}" in asked(site, "slurm_extra")) == warned
-    assert ("--signal" in asked(Site(evaluate=Stage(minutes, 400)), "slurm_extra")) == warned
-    assert ("--signal" in asked(Site(most_minutes=minutes), "slurm_extra")) == warned
+    stand_in.set("partitions", {"main": "infinite", "brief": f"{minutes}:00"})
+    short = Stage(minutes, 400)
+    for site in (
+        Site(train=short, evaluate=Stage(500, 400)),
+        Site(most_minutes=minutes),
+        Site(train=Stage(500, 400, partition="brief")),
+    ):
+        assert (f"--signal=USR1@{WARNING_SECONDS}" in asked(site, "slurm_extra")) == warned
+    for site in (Site(evaluate=short), Site(evaluate=Stage(500, 400, partition="brief"))):  # is no training's business
+        assert f"--signal=USR1@{WARNING_SECONDS}" in asked(site, "slurm_extra")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_judgement_is_not_warned():
+    """It has no checkpoint to write: the signal would end it, half a minute early or more."""
+    same = Stage(500, 400)
+    for site in (Site(), Site(train=same, evaluate=same)):
+        assert asked(site, "slurm_extra", rule=JUDGES) == "--open-mode=append"
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -338,6 +371,67 @@ def test_what_is_said_is_asked_for_as_it_is(stand_in):
     assert [found[key] for key in ("qos", "constraint", "gres")] == ["normal", "a100&nv'link", "gpu:a100:1"]
     assert found["slurm_extra"].split()[-1] == "--mail-type=FAIL"
     assert site.options == ["--partition=main", "--account=1234", "--qos=normal", "--constraint=a100&nv'link"]
+
+
+# ---------------------------------------------------------------------- where each rule goes, and with which GPUs
+
+RULES = """
+partition: main
+gres: gpu:1
+train: {minutes: 60, memory_mb: 4000, gres: 'gpu:a100:1'}
+evaluate: {minutes: 60, memory_mb: 4000, partition: low, gres: none}
+"""
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_training_and_a_judgement_go_each_to_its_own_place(user):
+    user(RULES)
+    site = Site.of_user()
+    assert [asked(site, "slurm_partition", rule=rule) for rule in (TRAINS, JUDGES)] == ["main", "low"]
+    assert [asked(site, "gres", rule=rule) for rule in (TRAINS, JUDGES)] == ["gpu:a100:1", ""]  # none is asked for
+    assert site.options[0] == "--partition=main"
+    alone = Site(evaluate=Stage(5, 400, partition="low", gres="gpu:1"))  # the cluster decides where trainings go
+    assert [asked(alone, "slurm_partition", rule=rule) for rule in (TRAINS, JUDGES)] == ["", "low"]
+    assert [asked(alone, "gres", rule=rule) for rule in (TRAINS, JUDGES)] == ["", "gpu:1"]
+    assert alone.options == []
+    assert Site(train=Stage(5, 400, partition="low")).options == ["--partition=low"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_no_rule_says_is_the_sites():
+    site = Site(partition="main", gres="gpu:1", evaluate=Stage(5, 400))
+    for rule in (TRAINS, JUDGES):
+        assert (asked(site, "slurm_partition", rule=rule), asked(site, "gres", rule=rule)) == ("main", "gpu:1")
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("site", [Site(gres="none"), Site(train=Stage(5, 400, gres="none"))])
+def test_no_gpu_at_all_is_not_asked_for(site):
+    assert "gres" not in site.resources
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluate", "longest"),
+    [("low", "short", (150, 90)), ("main", "short", (400, 90)), (None, "low", (100, 150)), ("low", None, (150, 100))],
+)
+def test_the_limit_is_that_of_the_rules_own_partition(stand_in, train, evaluate, longest):
+    stand_in.set("partitions", {"usual": "1:40:00", "main": "infinite", "low": "2:30:00", "short": "1:30:00"})
+    site = Site(train=Stage(100, 400, train), evaluate=Stage(90, 400, evaluate))
+    assert tuple(asked(site, "runtime", 9, rule) for rule in (TRAINS, JUDGES)) == longest
+
+
+def test_each_rule_is_tried_before_any_job_as_it_will_be_asked_for(stand_in, user, monkeypatch):
+    tried = []
+    monkeypatch.setattr("pipeline.slurm.refusal", tried.append)
+    user(f"{RULES}fleet: {{partition: low, gres: 'gpu:4'}}\nsearch: {{gres: none}}\n")
+    Site.of_user().check()
+    assert len(tried) == 8
+    assert len(options_of(tried, partition="main", gres="gpu:a100:1")) == 2
+    assert len(options_of(tried, partition="low", gres="gpu:4", nodes="1")) == 2
+    without = [call for call in tried if not any(word.startswith("--gres") for word in call)]
+    assert [("--nodes=1" in call, call[0]) for call in without] == 2 * [(False, "--partition=low")] + 2 * [
+        (True, "--partition=main")
+    ]
 
 
 # ---------------------------------------------------------------------- a search, and a fleet
@@ -418,6 +512,33 @@ def test_on_several_nodes_tasks_are_not_counted_by_gpus(own, of_all, asked_for):
     """Or the executor would ask for so many tasks for each GPU; and it takes the GPUs of all jobs, too."""
     site = Site(gres=of_all, search=Pool(nodes=2, gres=own))
     assert asked_of(site, "search").get("tasks_per_gpu") == asked_for
+
+
+@pytest.mark.parametrize("rule", ["search", "fleet"])
+@pytest.mark.usefixtures("stand_in")
+def test_a_pool_has_nothing_of_what_a_training_alone_asks_for(rule):
+    """Snakemake's default resources are a training's."""
+    train = Stage(5, 400, "low", "gpu:a100:1")
+
+    def place(site: Site) -> tuple[object, object]:
+        found = {key: asked(site, key) for key in site.resources} | asked_of(site, rule)
+        return found["slurm_partition"], found["gres"]
+
+    assert place(Site(partition="main", gres="gpu:1", train=train)) == ("main", "gpu:1")
+    assert place(Site(train=train)) == ("", "")
+    own = Site(partition="main", gres="gpu:1", train=train, search=Pool(gres="none", partition="low"))
+    assert place(own) == (("low", "") if rule == "search" else ("main", "gpu:1"))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_tasks_of_a_pool_without_gpus_are_not_counted_by_them():
+    assert "tasks_per_gpu" not in asked_of(Site(gres="gpu:1", search=Pool(nodes=2, gres="none")), "search")
+
+
+def test_a_pool_stays_in_the_limit_of_its_own_partition(stand_in):
+    stand_in.set("partitions", {"main": "infinite", "short": "1:30:00"})
+    site = Site(partition="main", search=Pool(partition="short"))
+    assert [asked_of(site, rule)["runtime"] for rule in ("search", "fleet")] == [90, Pool().minutes]
 
 
 @pytest.mark.usefixtures("stand_in")
