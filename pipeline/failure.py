@@ -13,6 +13,7 @@ from pipeline.records import AttemptRecord
 Kind = Literal[
     "config",
     "nonfinite",
+    "solver",
     "out of memory",
     "time",
     "node",
@@ -31,6 +32,9 @@ ADVICE: dict[Kind, str] = {
     "config": "The line says what is wrong, and where: mend it, then start the run again.",
     "nonfinite": "A loss or a solve was not finite, which is a result; a smaller `lr`, more steps of the solver or "
     "`clip_norm` make another job of it.",
+    "solver": "A solve was given up, which is a result. `budget`: it needed more steps than it may take; `underflow`: "
+    "its step fell below what the time's precision can add; `unconverged`: an implicit step was not found. Another "
+    "solver, more steps or a larger tolerance make another job of it.",
     "out of memory": f"Ask for more memory: `memory_mb` {FROM_SITE} (a run's further attempts do so by themselves); "
     "or take a smaller `batch_size`, which is another job.",
     "time": f"Nothing to do: {GOES_ON}; if none comes forward, ask for more `minutes` {FROM_SITE}.",
@@ -71,9 +75,11 @@ class Evidence:
 
     attempt: AttemptRecord | None = None  # None if it never came so far as to be recorded
     killed: bool = False  # its lease is still there, and its process is not
-    log: str = ""  # the end of the job's own log
+    log: str = ""  # the end of the job's own log, or of one that it shares
     slurm_log: str = ""  # the end of the log of its SLURM job
     slurm_state: str = ""
+    shared: bool = False  # the log is that of other jobs too
+    given_up: str = ""  # why the search that tried it gave it up
 
 
 @dataclass(frozen=True)
@@ -88,24 +94,30 @@ class Failure:
 
 def failure_of(left: Evidence) -> Failure:
     """The class of the newest start's end; `none` if it finished, or never was."""
-    said = complaint(left.log)
-    if said:
+    if said := heard(left):
         return Failure(_of_words(said, "config" if said.startswith("error: ") else "crash"), said)
     if left.killed:
         return _by_slurm(left) or Failure("killed", "it shows no sign of life and has left no word")
+    if left.attempt is None and left.given_up:
+        return _of_error(left.given_up)
     if left.attempt is None:
         return _by_slurm(left) or Failure("none", "")
     return _of_attempt(left.attempt, left)
 
 
+def heard(left: Evidence) -> str:
+    """What its log complains of, as far as it is this job's failure: a log of several ends with the error of one, and
+    this one may have failed of another before, by its own record."""
+    newest = None if left.killed else left.attempt
+    return "" if left.shared and newest and newest.outcome == "failed" else complaint(left.log)
+
+
 def _of_attempt(attempt: AttemptRecord, left: Evidence) -> Failure:
     reason = attempt.reason
     if attempt.outcome == "finished":
-        return _by_slurm(left) or Failure("none" if reason in ("", "ok") else "nonfinite", reason.replace("ok", ""))
+        return _by_slurm(left) or _of_status("" if reason == "ok" else reason)
     if attempt.outcome == "failed":
-        error = getattr(builtins, reason.partition(":")[0], None)
-        expected = isinstance(error, type) and issubclass(error, ValueError | OSError)
-        return Failure(_of_words(reason, "config" if expected else "crash"), reason)
+        return _of_error(reason)
     if reason == "the time limit is near":
         return Failure("time", reason)
     if "another process took over" in reason:
@@ -117,6 +129,18 @@ def _of_attempt(attempt: AttemptRecord, left: Evidence) -> Failure:
     if reason == "SIGUSR1" and attempt.slurm_job:  # asked for by cluster/slurm, so long before the time limit
         return Failure("time", reason)
     return Failure("signal", reason)
+
+
+def _of_status(status: str) -> Failure:
+    """A training that ended early is finished: see gode_core.solution."""
+    return Failure("none" if not status else "nonfinite" if status == "nonfinite" else "solver", status)
+
+
+def _of_error(reason: str) -> Failure:
+    """`RuntimeError: ...`, as records have it."""
+    error = getattr(builtins, reason.partition(":")[0], None)
+    expected = isinstance(error, type) and issubclass(error, ValueError | OSError)
+    return Failure(_of_words(reason, "config" if expected else "crash"), reason)
 
 
 def _of_words(said: str, otherwise: Kind) -> Kind:
@@ -143,6 +167,13 @@ def complaint(text: str) -> str:
         return ""
     after = [line for line in lines[begins[-1] + 1 :] if re.match(r"[A-Za-z_][\w.]*(: |:?$)", line)]
     return after[0] if after else lines[-1]  # an error of several lines is named by its first
+
+
+def on_job(job: str, text: str) -> str:
+    """Of the log of a batch that ends with a complaint, which is that of its last job: the last line that names this
+    one, `HH:MM:SS JOB: ...`; else all."""
+    named = re.findall(rf"^(?:\d\d:\d\d:\d\d )?{re.escape(job)}: (.+)$", text, re.MULTILINE)
+    return f"error: {named[-1]}" if named and complaint(text) else text
 
 
 def end_of(path: str | Path) -> str:

@@ -13,8 +13,9 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,12 +24,13 @@ from pipeline.config import JobConfig
 from pipeline.cost import hours
 from pipeline.counting import training_steps
 from pipeline.experiment import Experiment
-from pipeline.failure import complaint, end_of
+from pipeline.failure import Evidence, complaint, end_of, heard, on_job
 from pipeline.finished import is_judged, is_trained
 from pipeline.holder import Holder, read_holder, whereabouts
 from pipeline.lease import STALE
 from pipeline.past import DeviceSeconds, cost_of, read_attempts
 from pipeline.paths import Paths
+from pipeline.queued import Queued, Rule, in_words, waits
 from pipeline.records import AttemptRecord
 from pipeline.searching import Searching, searching
 from pipeline.slurm import SlurmJob
@@ -38,12 +40,11 @@ from pipeline.winners import with_winners
 LONG_SILENT = 20 * STALE  # seconds
 SILENT = 60.0  # seconds without a sign of life that are worth a word
 JUDGING = 600.0  # seconds, likewise, of an evaluation, which writes a line per solver
-WAITS = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+GRAIN = 2.0  # seconds: the time of a file may be told no finer
 OF_HOLDER = (*("code", "host", "pid", "device", "started", "seconds", "share", "threads", "slurm_job", "campaign"),)
 
 State = Literal["failed", "training", "judging", "queued", "stopped", "trained", "waiting", "done"]
 STATES: tuple[State, ...] = get_args(State)  # in the order in which a person wants to see them
-Rule = Literal["train", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Place:
     attempts: tuple[AttemptRecord, ...]
     last: AttemptRecord | None  # one more, without a record yet: it runs, or was killed
     silent: float  # seconds since its last sign of life
+    since: float  # no log that changed before, in seconds since 1970, is of its newest start
 
     @property
     def all_attempts(self) -> list[AttemptRecord]:
@@ -110,10 +112,13 @@ class Standing:
 
 def standing(experiment: Experiment, paths: Paths, queue: Sequence[SlurmJob] | None = None) -> Standing:
     """queue: this user's SLURM jobs; None where SLURM does not say."""
-    look = Look(paths, experiment.evaluate_with.id, company_of(experiment, paths), queue)
+    fleets = dict.fromkeys(experiment.jobs, (experiment.name,))  # of a search's winners none is trained there
+    look = Look(paths, experiment.evaluate_with.id, Queued(queue, company_of(experiment, paths), fleets))
     experiment = with_winners(experiment, paths)
     places = tuple(look.at(job, config) for job, config in experiment.jobs.items())
     search = searching(experiment, paths)
+    if search and (row := look.queued.pool("search", experiment.name)):
+        search = replace(search, slurm=in_words(row, "runs on"))
     return Standing(experiment.name, places, search, _trials(search, look, paths) if search else ())
 
 
@@ -124,9 +129,8 @@ def _trials(search: Searching, look: Look, paths: Paths) -> tuple[Place, ...]:
     return tuple(replace(place, note="; ".join(filter(None, (f"trial {n}", place.note)))) for n, place in places)
 
 
-def summary(experiment: Experiment, paths: Paths, queue: Sequence[SlurmJob] | None = None) -> str:
+def summary(found: Standing) -> str:
     """One line: how many jobs stand where, and what they have used; and where the search stands."""
-    found = standing(experiment, paths, queue)
     return " ".join([describe(found), *([str(found.search)] if found.search else [])])
 
 
@@ -139,17 +143,10 @@ def describe(found: Standing) -> str:
 
 
 class Look:
-    """What is asked once for all jobs, and the look at one. batches: the names of those, of jobs that are in one."""
+    """What is asked once for all jobs, and the look at one."""
 
-    def __init__(self, paths: Paths, judging: str, batches: Mapping[str, str], queue: Sequence[SlurmJob] | None):
-        self.paths, self.judging, self.batches = paths, judging, batches
-        self.queue = None if queue is None else {row.id: row for row in queue}
-        self.rows: dict[tuple[str, str], SlurmJob] = {}  # of this folder, by rule and job
-        here = {folder for folder in {row.folder for row in queue or ()} if os.path.realpath(folder) == os.getcwd()}
-        for row in queue or ():
-            key = row.rule, row.wildcards
-            if row.live and row.folder in here and (key not in self.rows or row.state not in WAITS):
-                self.rows[key] = row
+    def __init__(self, paths: Paths, judging: str, queued: Queued):
+        self.paths, self.judging, self.queued = paths, judging, queued
 
     def at(self, job: str, config: JobConfig) -> Place:
         try:
@@ -168,7 +165,8 @@ class Look:
             step, epoch = self._kept(job, config, attempts, state)
         notes = "; ".join(filter(None, (note, broken)))
         last = _so_far(job, holder) if holder else None
-        return Place(job, state, notes, step, epoch, config.train.epochs, tuple(attempts), last, silent)
+        since = self._since(job, attempts, holder)
+        return Place(job, state, notes, step, epoch, config.train.epochs, tuple(attempts), last, silent, since)
 
     def _state(
         self, job: str, attempts: list[AttemptRecord], holder: Holder | None, silent: float
@@ -181,17 +179,20 @@ class Look:
         if trained and is_judged(job, self.judging, self.paths):
             reason = attempts[-1].reason if attempts and attempts[-1].outcome == "finished" else ""
             return "done", "" if reason == "ok" else reason
-        if row := self._row("evaluate" if trained else "train", job):
-            return _of_row(row, "judging" if trained else "training", bool(row.wildcards))
+        if row := self.queued.of("evaluate" if trained else "train", job):
+            return _of_row(row, "judging" if trained else "training")
         if trained:
             return self._unjudged(job)
-        if error := complaint(end_of(self.log("train", job))):
+        last = attempts[-1] if attempts else None
+        has_failed = last.slurm_job if last and last.outcome == "failed" and not holder else None
+        if (row := self.queued.fleet_of(job)) and (waits(row) or has_failed != row.id):
+            return _of_row(row, "training")
+        if error := self._complaint(job, attempts, holder):
             return "failed", error
         if holder:
             return "failed", f"killed, at step {holder.step}: {whereabouts(holder)}"
-        if not attempts:
+        if last is None:
             return "waiting", ""
-        last = attempts[-1]
         if last.outcome == "finished":
             return "stopped", "its files are gone"
         return ("stopped" if last.outcome == "interrupted" else "failed"), last.reason
@@ -203,27 +204,40 @@ class Look:
             return True
         if not holder.slurm_job:  # a machine that has lost its power cannot tell
             return silent > LONG_SILENT
-        if self.queue is None or silent < STALE:
-            return False
-        row = self.queue.get(holder.slurm_job)
-        return row is None or not row.live or row.state in WAITS
+        return silent >= STALE and self.queued.runs_no_more(holder.slurm_job)
 
-    def _row(self, rule: Rule, job: str) -> SlurmJob | None:
-        return self.rows.get((rule, job)) or self.rows.get((f"{rule}_{self.batches.get(job)}", ""))
+    def _since(self, job: str, attempts: list[AttemptRecord], holder: Holder | None) -> float:
+        """When its newest start began, by the clock of its node and by that of the files, which may differ, the earlier
+        one: in doubt a log counts. The file says so by its last change, when the start was `seconds` old."""
+        newest = holder or (attempts[-1] if attempts else None)
+        if newest is None:
+            return 0.0
+        file = self.paths.lease(job) if holder else self.paths.attempts(job)
+        by_node = datetime.fromisoformat(newest.started).timestamp()
+        return min(by_node, _changed(file) - newest.seconds) - GRAIN
+
+    def _complaint(self, job: str, attempts: list[AttemptRecord], holder: Holder | None) -> str:
+        """Of its newest start, by its log."""
+        log = self.log("train", job)
+        if not log or _changed(log) < self._since(job, attempts, holder):
+            return ""
+        shared = log != self.paths.log("train", job)
+        text = on_job(job, end_of(log)) if shared else end_of(log)
+        return heard(Evidence(attempts[-1] if attempts else None, holder is not None, text, shared=shared))
 
     def _unjudged(self, job: str) -> tuple[State, str]:
         """Outside SLURM an evaluation shows in its log alone."""
         log = self.log("evaluate", job)
         if not log or _changed(log) < _changed(self.paths.model(job)):
             return "trained", ""
-        if error := complaint(end_of(log)):
+        if error := complaint(on_job(job, end_of(log))):
             return "failed", error
         seconds = age(log)
         return ("judging", f"its log changed {seconds:.0f} s ago") if seconds < JUDGING else ("trained", "")
 
     def log(self, rule: Rule, job: str) -> str:
         """The newest log of a job, its own or that of its batch; empty if there is none."""
-        names = [job, *([self.batches[job]] if job in self.batches else [])]
+        names = [job, *([self.queued.batches[job]] if job in self.queued.batches else [])]
         found = [path for name in names if os.path.exists(path := self.paths.log(rule, name))]
         return max(found, key=_changed, default="")
 
@@ -238,15 +252,15 @@ class Look:
         return step, step * config.train.epochs // steps if steps else epoch
 
 
-def _of_row(row: SlurmJob, runs: State, alone: bool) -> tuple[State, str]:
-    """Without a lease. alone: the SLURM job is for this job only."""
-    if row.state in WAITS:
-        why = f": {row.reason}" if row.reason not in ("", "None") else ""
-        return "queued", f"SLURM job {row.id} waits{why}" + (", to judge" if runs == "judging" else "")
-    where = f"SLURM job {row.id} on {row.nodes}" + ("" if row.state == "RUNNING" else f", {row.state.lower()}")
-    if runs == "training" and not alone:
-        return "queued", f"{where}, comes to it"
-    return runs, f"{where}, begins or ends" if runs == "training" else where
+def _of_row(row: SlurmJob, runs: State) -> tuple[State, str]:
+    """Without a lease. runs: what it is at, if it runs; a SLURM job that is not for this job alone comes to it."""
+    if waits(row):
+        what = ", to judge" if runs == "judging" else ", in the fleet" if row.rule == "fleet" else ""
+        return "queued", in_words(row) + what
+    if runs == "training":
+        state, what = ("training", "begins or ends") if row.wildcards else ("queued", "comes to it")
+        return state, f"{in_words(row)}, {what}"
+    return runs, in_words(row)
 
 
 def _so_far(job: str, holder: Holder) -> AttemptRecord:

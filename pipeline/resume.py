@@ -1,6 +1,7 @@
 """Start an experiment, or take it up again after whatever has happened, and stay beside it until it is done.
 
-    python -m pipeline.resume pipeline/experiments/digits.yaml     # says what runs and what is left, and goes on
+    python -m pipeline.resume pipeline/experiments/digits.yaml     # says what will run and why, and goes on
+    python -m pipeline.resume x.yaml -n                            # says it, and begins nothing
     python -m pipeline.resume x.yaml --cancel                      # first ends SLURM jobs of a killed Snakemake
     python -m pipeline.resume x.yaml --wait                        # ... or lets them end
     python -m pipeline.resume x.yaml -- --set-threads train=4      # more options for Snakemake
@@ -27,6 +28,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import slurm, stage
+from pipeline.ahead import how_brief, what_runs
 from pipeline.cost import is_spent
 from pipeline.experiment import Experiment, load_experiment
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
@@ -37,8 +39,7 @@ log = logging.getLogger(__name__)
 PROFILES = {"slurm": ("--workflow-profile", "cluster/slurm"), "local": ("--profile", "cluster/local")}
 POLL = 10.0  # seconds between two looks
 LOST = 600.0  # seconds without a SLURM job or a process of its own, after which Snakemake waits for nothing
-PAUSE = 60.0  # seconds before a failed run is made again (a controller that is away, a full queue), and between two
-# looks at the budget
+PAUSE = 60.0  # seconds before a failed run is made again (a full queue, say), and between two looks at the budget
 MOST_KILLED = 3  # runs of Snakemake, one after the other, that are killed before they bring anything forward
 INTERRUPTED = 130  # exit code: Ctrl-C
 STILL_RUNNING = 3  # exit code: jobs of a killed Snakemake run on
@@ -230,9 +231,7 @@ def need_shared(results: str, site: Site) -> None:
     if here == "hidden":
         raise ValueError(f"{Path.cwd()}: the nodes do not see this folder; start from one that they share")
     if interpreter == "hidden":
-        raise ValueError(
-            f"{sys.executable}: the nodes do not see this Python; install the environment on a shared disk"
-        )
+        raise ValueError(f"{sys.executable}: the nodes do not see this Python; install it on a shared disk")
 
 
 def go_on(driver: Driver, experiment: Experiment, paths: Paths, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -277,9 +276,10 @@ def _main(arguments: argparse.Namespace) -> int:
             return STILL_RUNNING
         if not arguments.dry_run:
             need_shared(arguments.results, site)
-    print(summary(experiment, paths), flush=True)
+    found = standing(experiment, paths)
+    print("\n".join([summary(found), *what_runs(found, paths)]), flush=True)
     if arguments.dry_run:
-        return subprocess.run([*driver.command, "--dry-run", "--quiet", "rules"]).returncode
+        return subprocess.run([*driver.command, "--dry-run", *how_brief(found, paths)]).returncode
     return go_on(driver, experiment, paths)
 
 

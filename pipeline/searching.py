@@ -6,16 +6,16 @@ The look is the same whether a search runs, waits to be gone on with, or is done
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.experiment import Experiment
-from pipeline.past import DeviceSeconds
+from pipeline.past import DeviceSeconds, cost_of
 from pipeline.paths import Paths
 from pipeline.search_words import GOALS_IN_WORDS, came_to, end
 from pipeline.trials import Outcome, Trial, read_events, trials_of
-from pipeline.tried import Tried, best_of, counts, read_found, read_tried
+from pipeline.tried import Tried, attempts_of, best_of, counts, read_found, read_tried, trial_jobs
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,16 @@ class Searching:
     undecided: tuple[tuple[int, str], ...]  # the trials that go on, and their jobs
     best: str  # in words; empty if no trial has a value
     ended: str | None  # why there are no more trials, once it is done
-    spent: DeviceSeconds  # by trials that are no jobs of the experiment,
-    steps: int  # and what they have come to
+    spent: DeviceSeconds  # by the jobs of trials that are none of the experiment
+    steps: int  # what trials have come to whose jobs are none of it
+    slurm: str = ""  # the SLURM job that it is, in words; empty without one
 
     @property
     def is_done(self) -> bool:
         return self.ended is not None
 
     def __str__(self) -> str:
-        end = f" Done: {self.ended}." if self.ended is not None else ""
+        end = f" Done: {self.ended}." if self.ended is not None else f" Its {self.slurm}." if self.slurm else ""
         best = f" Best{'' if self.is_done else ' so far'}: {self.best}." if self.best else ""
         return f"Search: {came_to(self.counts)}, of {self.wanted:,} trials asked for.{best}{end}"
 
@@ -45,7 +46,8 @@ def searching(experiment: Experiment, paths: Paths) -> Searching | None:
     search = experiment.search
     if search is None:
         return None
-    tried, found = read_tried(search, paths), read_found(experiment, paths)
+    found = read_found(experiment, paths)
+    tried = read_tried(search, paths, found)
     others = {each.trial.job: each for each in tried if each.trial.job not in experiment.jobs}.values()
     best = best_of(search, tried)
     return Searching(
@@ -54,9 +56,20 @@ def searching(experiment: Experiment, paths: Paths) -> Searching | None:
         undecided=tuple((each.number, each.trial.job) for each in tried if each.trial.outcome == "running"),
         best=_describe(best, experiment) if best else "",
         ended=found.ended if found else None,
-        spent=sum((each.spent for each in others), DeviceSeconds()),
+        spent=_spent(experiment, tried, paths),
         steps=sum(each.step for each in others),
     )
+
+
+def _spent(experiment: Experiment, tried: Sequence[Tried], paths: Paths) -> DeviceSeconds:
+    """As `cost.spent` counts it, each job once: those too that a trial has left for another's weights, and those of an
+    earlier search that asked for more trials."""
+    read = {job for each in tried for job in each.jobs}
+    others = [job for job in trial_jobs(experiment.search, paths) if job not in read]
+    attempts = [attempt for each in tried for attempt in each.attempts]
+    attempts += [attempt for job in others for attempt in attempts_of(job, paths)]
+    once = dict.fromkeys(attempt for attempt in attempts if attempt.job not in experiment.jobs)
+    return sum(map(cost_of, once), DeviceSeconds())
 
 
 def _describe(best: Tried, experiment: Experiment) -> str:

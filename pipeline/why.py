@@ -12,7 +12,7 @@ import contextlib
 import difflib
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from pipeline import slurm, stage
 from pipeline.company import company_of
 from pipeline.config import load_job
 from pipeline.experiment import Experiment, load_experiment
-from pipeline.failure import Evidence, Failure, end_of, failure_of
+from pipeline.failure import Evidence, Failure, end_of, failure_of, on_job
 from pipeline.finished import is_trained
 from pipeline.past import job_folders
 from pipeline.paths import DEFAULT_EXPERIMENT, Paths
-from pipeline.progress import Look, Place, Rule
+from pipeline.progress import Look, Place
+from pipeline.queued import Queued, Rule
 from pipeline.records import AttemptRecord
 from pipeline.searching import sentence, trials_with
 from pipeline.winners import with_winners
@@ -70,17 +71,24 @@ def examine(job: str, paths: Paths, experiments: Iterable[Experiment], slurm_log
             queue = slurm.queue(finished=True)
         except slurm.Away as away:
             remark = f"SLURM does not answer ({away}): this is what the files say."
-    look = Look(paths, judging, {job: batch} if batch else {}, queue)
+    fleets = {job: [experiment.name for experiment in experiments if job in experiment.jobs]}
+    look = Look(paths, judging, Queued(queue, {job: batch} if batch else {}, fleets))
     place = look.at(job, load_job(paths.config(job), job))
     rule: Rule = "evaluate" if is_trained(job, paths) else "train"
     trials = trials_with(job, paths)
     shared = shared_log(job, paths, experiments, [search for search, _ in trials]) if rule == "train" else ""
-    log = max(filter(None, (look.log(rule, job), shared)), key=os.path.getmtime, default="")
-    by_age = slurm_logs_of(slurm_logs, rule, job, batch, Path(shared).parent.name if log == shared else "")
+    logs = [log for log in (look.log(rule, job), shared) if log and os.path.getmtime(log) >= place.since]
+    log = max(logs, key=os.path.getmtime, default="")
+    with_others = Path(shared).parent.name if log == shared else ""  # the rule
+    by_age = slurm_logs_of(slurm_logs, rule, job, batch, with_others)
     states = {row.id: row.state for row in queue or ()}
-    failure = failure_of(_evidence(place, log, by_age, states))
+    decided = {trial.outcome: trial.reason for _, trial in trials if trial.job == job}
+    left = replace(_evidence(place, log, by_age, states), given_up=decided.get("failed", ""))
+    if log != paths.log(rule, job):
+        left = _of_one(left, job, with_others, decided)
+    failure = failure_of(left)
     names = {e.search.id: f"{e.search.id} ({e.name})" for e in experiments if e.search}
-    if failure.kind == "signal" and any(trial.job == job and trial.outcome == "stopped" for _, trial in trials):
+    if failure.kind == "signal" and "stopped" in decided:
         failure = Failure("none", "the search has stopped it")
     tried = tuple(sentence(names.get(search, search), trial, job) for search, trial in trials)
     return Case(place, failure, tuple(filter(None, (log, *map(str, by_age[-1:])))), remark, tried)
@@ -102,6 +110,15 @@ def _evidence(place: Place, log: str, slurm_logs: Sequence[Path], states: dict[s
     number = newest.stem if newest else ended.slurm_job if ended else ""
     slurm_log = end_of(newest) if newest else ""
     return Evidence(attempt, place.last is not None, end_of(log), slurm_log, states.get(number, ""))
+
+
+def _of_one(left: Evidence, job: str, rule: str, decided: Collection[str]) -> Evidence:
+    """What tells of this job, where the log is of several: of its batch, or of that rule. decided: as a trial. One that
+    is decided had ended before the search did, whatever ended that."""
+    left = replace(left, shared=True, log=left.log if rule else on_job(job, left.log))
+    if rule == "search" and "stopped" in decided:
+        return replace(left, log="", slurm_log="", slurm_state="")
+    return replace(left, log="") if rule == "search" and "failed" in decided else left
 
 
 def shared_log(job: str, paths: Paths, experiments: Iterable[Experiment], searches: Collection[str]) -> str:

@@ -1,10 +1,12 @@
 """The class of each failure, by the words that SLURM, the shell, Python and a training really leave."""
 
+from typing import get_args
+
 import pytest
 from places import STARTED
 
-from pipeline.failure import ADVICE, Evidence, complaint, end_of, failure_of
-from pipeline.records import AttemptRecord
+from pipeline.failure import ADVICE, Evidence, complaint, end_of, failure_of, on_job
+from pipeline.records import AttemptRecord, Status
 
 # As slurmd of SLURM 22.05, srun, the shell and Snakemake write them into a job's log.
 SNAKEMAKE = """
@@ -145,10 +147,57 @@ def test_why_an_attempt_failed(reason, kind, logged):
 
 
 @pytest.mark.parametrize(
-    ("reason", "kind"), [("ok", "none"), ("", "none"), ("nonfinite", "nonfinite"), ("budget", "nonfinite")]
+    ("reason", "kind"),
+    [
+        ("ok", "none"),
+        ("", "none"),
+        ("nonfinite", "nonfinite"),
+        ("budget", "solver"),
+        ("underflow", "solver"),
+        ("unconverged", "solver"),
+    ],
 )
-def test_a_finished_training_has_not_failed_but_may_not_be_finite(reason, kind):
-    assert failure_of(Evidence(attempt("finished", reason), log=EPOCH)).kind == kind
+def test_a_finished_training_has_not_failed_but_may_have_ended_early(reason, kind):
+    found = failure_of(Evidence(attempt("finished", reason), log=EPOCH))
+    assert (found.kind, found.said) == (kind, reason.replace("ok", ""))
+
+
+def test_every_end_of_a_solve_has_advice_that_names_it():
+    """As gode_core.solution and the records name them."""
+    for status in get_args(Status):
+        found = failure_of(Evidence(attempt("finished", status)))
+        assert status in ("ok", "nonfinite") or f"`{status}`: " in found.advice
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("outcome", ["failed", "interrupted", "killed"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_of_a_log_of_several_jobs_a_failed_one_does_not_take_over_the_error(shared, outcome, killed):
+    """killed: after the attempt came another, so that its reason is not that of the newest start."""
+    left = Evidence(attempt(outcome, "RuntimeError: its own"), killed, f"{EPOCH}error: another's\n", shared=shared)
+    own = shared and outcome == "failed" and not killed
+    assert failure_of(left).said == ("RuntimeError: its own" if own else "error: another's")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("10:00:00 a-1: cut off\n10:00:01 a-12: no room\nerror: no room\n", "error: cut off"),
+        ("10:00:00 a-1: first\n10:00:00 a-1: cut off\n" + TRACEBACK, "error: cut off"),
+        ("10:00:00 a-1, a-12: no; now one by one\nerror: no room\n", "error: no room"),
+        ("10:00:00 xa-1: no\n10:00:00 b: a-1: no\nerror: no room\n", "error: no room"),
+        ("10:00:00 a-1: another process took over; waiting for it\n" + EPOCH, ""),  # it went on
+        ("", ""),
+    ],
+)
+def test_of_the_log_of_a_batch_the_line_that_names_the_job_counts(text, said):
+    assert complaint(on_job("a-1", text)) == said
+
+
+def test_a_trial_that_was_given_up_before_there_was_an_attempt_says_why():
+    given_up = Evidence(given_up="RuntimeError: CUDA out of memory")
+    assert (failure_of(given_up).kind, failure_of(given_up).said) == ("out of memory", given_up.given_up)
+    assert failure_of(Evidence(attempt(), given_up="RuntimeError: no")).kind == "signal"
 
 
 def test_nothing_is_no_failure():

@@ -1,16 +1,20 @@
 """Where jobs stand, by the files that they leave and by what SLURM says."""
 
 import dataclasses
+import gc
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from places import PER_EPOCH, STARTED, Places, grow_old, row
+from places import PER_EPOCH, STACKED, STARTED, Places, grow_old, row
 
 from pipeline.experiment import Experiment
+from pipeline.holder import Holder
 from pipeline.past import DeviceSeconds
 from pipeline.progress import JUDGING, LONG_SILENT, SILENT, standing, summary
+from pipeline.stacks import batches_of
 
 
 @pytest.fixture
@@ -20,6 +24,10 @@ def places(tmp_path):
 
 def found(places, queue=None):
     return standing(places.experiment, places.paths, queue).places
+
+
+def ago(seconds):
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
 
 
 def first(places, queue=None):
@@ -135,6 +143,61 @@ def test_a_start_that_came_to_no_attempt_shows_in_its_log(places):
     assert first(places).state == "training"
 
 
+def test_what_a_log_from_before_the_newest_start_complains_of_is_over(places):
+    """It failed under Snakemake, and was then trained in a fleet, or a search, whose log is another."""
+    job = places.jobs[0]
+    log = places.log("train", job, "error: disk full\n")
+    places.attempt(job, "failed", "OSError: disk full", started=ago(3000), seconds=10.0)
+    grow_old(log, 2985)
+    assert (first(places).state, first(places).note) == ("failed", "error: disk full")
+    places.attempt(job, "interrupted", "SIGTERM", started=ago(100), seconds=99.0, to_step=42)
+    assert (first(places).state, first(places).note) == ("stopped", "SIGTERM")
+    grow_old(log, 50)  # and failed again, before there was an attempt
+    assert (first(places).state, first(places).note) == ("failed", "error: disk full")
+
+
+@pytest.mark.parametrize("ahead", [-1000, 0, 1000])
+def test_a_log_of_the_newest_start_counts_whatever_its_nodes_clock_says(places, ahead):
+    """It was written 20 s after the start, which is recorded 30 s later; the clock was wrong by `ahead`."""
+    job = places.jobs[0]
+    places.attempt(job, "interrupted", "SIGTERM", started=ago(50 - ahead), seconds=50.0)
+    log = places.log("train", job, "error: disk full\n")
+    grow_old(log, 30)
+    assert first(places).state == "failed"
+    grow_old(log, 51)  # and where files are dated by whole seconds
+    assert first(places).state == "failed"
+
+
+def test_a_start_that_was_killed_is_not_told_by_the_log_of_one_before(places):
+    """By its lease, which was written last when it was 300 s old."""
+    job = places.jobs[0]
+    me = Holder.me(code="c", device="cpu", threads=1, share=1, slurm_job="", campaign="")
+    log = places.log("train", job, "error: disk full\n")
+    places.hold(job, host=me.host, born=f"{me.born}9", started=ago(1300), seconds=300.0)
+    grow_old(places.paths.lease(job), 1000)
+    grow_old(log, 1310)
+    assert first(places).note.startswith("killed, at step 50")
+    grow_old(log, 1290)
+    assert first(places).note == "error: disk full"
+
+
+def test_jobs_of_a_batch_have_reasons_of_their_own(tmp_path):
+    """Its log ends with the error of the last one that failed."""
+    places = Places(tmp_path, STACKED)
+    (batch,) = batches_of(places.experiment.jobs, places.paths, places.judging)
+    recorded, said, last, never = batch.jobs
+    text = f"10:00:00 {said}: {said}: 5 attempts\n10:00:01 {last}: is damaged\nerror: is damaged\n"
+    places.log("train", batch.name, text)
+    places.attempt(recorded, "failed", "RuntimeError: its own")
+    places.attempt(said, "killed", "no sign of life")
+    assert {place.job: (place.state, place.note) for place in found(places)} == {
+        recorded: ("failed", "RuntimeError: its own"),
+        said: ("failed", f"error: {said}: 5 attempts"),
+        last: ("failed", "error: is damaged"),
+        never: ("failed", "error: is damaged"),  # its process ended with that
+    }
+
+
 def test_an_evaluation_outside_slurm_shows_in_its_log(places):
     job = places.jobs[0]
     log = places.log("evaluate", job, "10:00:00 euler@4  accuracy 0.9\n")
@@ -201,7 +264,7 @@ def test_counts_in_one_line(places):
     places.judge(*places.jobs[:2])
     places.attempt(places.jobs[0], seconds=5400.0)
     places.attempt(places.jobs[2], "failed", "no", seconds=1800.0, device="cuda")
-    text = summary(places.experiment, places.paths)
+    text = summary(standing(places.experiment, places.paths))
     assert text == "four: 4 jobs: 1 failed, 1 waiting, 2 done. Used: 0.5 GPU-hours and 1.5 core-hours."
 
 
@@ -242,8 +305,10 @@ def test_ten_thousand_jobs_are_looked_at_in_five_seconds(places, number, limit):
             os.link(file.replace("{}", places.jobs[0]), file.replace("{}", job))
     many = Experiment("many", "?", jobs, places.experiment.evaluate_with)
     queue = [row("train", job, "PENDING", str(i)) for i, job in enumerate(jobs) if i % 4 == 0]
+    gc.collect()  # of what other tests have left
     began = time.process_time()
     counts = standing(many, places.paths, queue).counts
     seconds = time.process_time() - began
+    print(f"\n{number} jobs: {seconds:.2f} s")
     assert counts == {"queued": number // 4, "stopped": number // 4, "done": number // 2}
     assert seconds < limit

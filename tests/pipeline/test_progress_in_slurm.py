@@ -1,11 +1,16 @@
 """Where jobs stand, by what SLURM says of them."""
 
+from pathlib import Path
+
 import pytest
 from places import STACKED, Places, grow_old, row
+from searched import SEARCH, Searched
 from test_progress import first, found
 
 from pipeline import slurm
+from pipeline.holder import Holder
 from pipeline.lease import STALE
+from pipeline.progress import standing
 from pipeline.run import Run
 from pipeline.stacks import batches_of
 from pipeline.why import examine
@@ -117,6 +122,71 @@ def test_how_many_share_a_process_is_known_from_the_run(places):
     plain = Run.of({"results": places.paths.root}, [places.file])
     plain.note_company()
     assert {p.state for p in found(places, queue)} == {"waiting"}
+
+
+OURS = {"name": "gode-four_uuid-1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"state": "PENDING", "reason": "Priority"}, "SLURM job 7 waits: Priority, in the fleet"),
+        ({"state": "PENDING", "reason": "None"} | OURS, "SLURM job 7 waits, in the fleet"),
+        (OURS, "SLURM job 7 on node1, comes to it"),
+        ({"state": "SUSPENDED"}, "SLURM job 7 on node1, suspended, comes to it"),
+        ({"state": "COMPLETED"}, None),
+        ({"folder": "/elsewhere"}, None),
+        ({"name": "gode-four-b_uuid-1"}, None),  # another experiment's of this folder
+        ({"comment": "rule_search"}, None),
+        ({"comment": "rule_fleet_wildcards_x"}, None),
+    ],
+)
+def test_a_fleet_that_waits_or_runs_is_what_its_jobs_wait_for(places, fields, note):
+    done, trained, stopped, untouched = places.jobs
+    places.judge(done)
+    places.train(trained)
+    places.attempt(stopped, "interrupted", "SIGTERM", to_step=42)
+    states = {p.job: (p.state, p.note) for p in found(places, [row("fleet", "", **fields)])}
+    assert (states[done], states[trained]) == (("done", ""), ("trained", ""))
+    assert states[stopped] == (("queued", note) if note else ("stopped", "SIGTERM"))
+    assert states[untouched] == (("queued", note) if note else ("waiting", ""))
+
+
+def test_what_has_failed_in_a_fleet_that_runs_has_failed(places):
+    """One that waits, or is another, tries it again."""
+    here, before, lost, own = places.jobs
+    places.attempt(here, "failed", "RuntimeError: no", slurm_job="7")
+    places.attempt(before, "failed", "RuntimeError: no", slurm_job="6")
+    places.attempt(lost, "failed", "RuntimeError: no", slurm_job="7")
+    me = Holder.me(code="c", device="cpu", threads=1, share=1, slurm_job="", campaign="")
+    places.hold(lost, slurm_job="7", host=me.host, born=f"{me.born}9")  # killed: the fleet takes it up again
+    rows = [row("fleet", ""), row("train", own, number="8")]
+    assert [p.state for p in found(places, rows)] == ["failed", "queued", "queued", "training"]
+    rows = [row("fleet", "", "PENDING"), row("train", own, number="8")]
+    assert [p.state for p in found(places, rows)] == ["queued", "queued", "queued", "training"]
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_two_fleets_the_running_one_counts(places, turn):
+    rows = [row("fleet", "", "PENDING", "8"), row("fleet", "", "RUNNING", "7")]
+    assert first(places, rows[::turn]).note == "SLURM job 7 on node1, comes to it"
+
+
+def test_winners_are_trained_in_no_fleet(tmp_path):
+    made = Searched(tmp_path, SEARCH.replace("evaluate_with", "sweep: {seed: [7]}\nevaluate_with"))
+    made.try_all()
+    whole = made.end()
+    for job in whole.jobs:
+        Path(made.paths.model(job)).unlink()
+    states = {p.job: p.state for p in standing(made.experiment, made.paths, [row("fleet", "")]).places}
+    assert {job for job, state in states.items() if state == "queued"} == set(made.experiment.jobs)
+    assert len(states) > len(made.experiment.jobs)
+
+
+def test_why_knows_of_the_fleet_that_a_job_waits_for(stand_in, places):
+    stand_in.add("7", "PENDING", comment="rule_fleet", name="gode-four_uuid-1", reason="Priority")
+    case = examine(places.jobs[0], places.paths, [places.experiment], str(places.slurm_logs))
+    assert (case.place.state, case.place.note) == ("queued", "SLURM job 7 waits: Priority, in the fleet")
 
 
 @pytest.mark.usefixtures("stand_in")

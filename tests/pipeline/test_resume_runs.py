@@ -207,7 +207,8 @@ def test_on_this_machine_slurm_is_not_asked(stand_in, places):
     assert [stand_in.calls(command) for command in ("squeue", "sinfo", "scancel", "srun")] == [[]] * 4
 
 
-def test_jobs_of_a_run_that_was_ended_are_waited_for(stand_in, places):
+def test_jobs_of_a_run_that_was_ended_are_waited_for(stand_in, places, monkeypatch):
+    monkeypatch.setattr(resume, "LOST", 2.0)  # long enough for a Python to start and end
     left(stand_in, "7")
     threads = []
     work = driver()

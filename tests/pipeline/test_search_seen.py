@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from places import touch
+from places import row, touch
 from searched import EPOCHS, FAILED, SEARCH, STEPS, Searched
 from test_collect import run_stage
 
@@ -260,7 +260,48 @@ def test_progress_grows_with_every_trial_and_with_the_winners(fresh):
 def test_what_is_used_counts_each_trial_once(done):
     trained = sum(each.epoch for each in read_tried(done.search, done.paths))
     assert standing(done.experiment, done.paths).spent == DeviceSeconds(core=2.0 * trained)
-    assert summary(done.experiment, done.paths).endswith("Done: all trials.")
+    assert summary(standing(done.experiment, done.paths)).endswith("Done: all trials.")
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_what_a_trial_trained_before_it_took_over_weights_is_used_too(tmp_path):
+    """Whatever it became; and each job once, though two trials were it. All as the budget counts it."""
+    made = Searched(tmp_path, WITH_SWEEP)
+    left, taken, both = made.begin(0), made.begin(1), made.begin(2)
+    for number, (job, epochs) in enumerate([(left, 1), (taken, EPOCHS), (both, 2)]):
+        made.trained(number, job, epochs)
+    winner = next(iter(made.experiment.jobs))
+    made.trained(0, winner, 3)
+    made.event(0, winner, "changed", epoch=1, reason="took over another's weights")
+    made.event(1, both, "changed", epoch=2, reason="took over another's weights")
+    beyond = made.begin(24)  # of a search that asked for more
+    made.trained(24, beyond, 1)
+    found = standing(made.experiment, made.paths)
+    assert found.search is not None
+    assert found.search.spent == DeviceSeconds(core=2.0 * (1 + EPOCHS + 2 + 1))
+    assert found.spent == spent(made.experiment, made.paths) == DeviceSeconds(core=2.0 * (1 + EPOCHS + 2 + 1 + 3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"state": "PENDING", "reason": "Priority"}, " Its SLURM job 7 waits: Priority."),
+        ({"name": "gode-found_uuid"}, " Its SLURM job 7 runs on node1."),
+        ({"name": "gode-found-b_uuid"}, ""),  # another experiment's of this folder
+        ({"state": "TIMEOUT"}, ""),
+        ({"comment": "rule_fleet"}, ""),
+    ],
+)
+def test_a_search_says_which_slurm_job_it_is(fresh, fields, said):
+    queue = [row("search", "", **fields)]
+    line = "Search: none begun, of 24 trials asked for."
+    found = standing(fresh.experiment, fresh.paths, queue)
+    assert render(found, "")[1] == line + said
+    assert summary(found).endswith(line + said)
+
+
+def test_of_a_search_that_is_done_no_slurm_job_is_said(done):
+    assert str(standing(done.experiment, done.paths, [row("search", "")]).search).endswith("Done: all trials.")
 
 
 def why(made: Searched, job: str) -> list[str]:

@@ -10,9 +10,12 @@ import pytest
 from places import STACKED, Places, call, grow_old
 from searched import Searched
 from test_failure import EPOCH, OOM, SLURM_LINES, SNAKEMAKE, TRACEBACK
+from test_progress import ago
 
 from pipeline.failure import ADVICE
 from pipeline.holder import Holder
+from pipeline.past import read_attempts
+from pipeline.records import append_record
 from pipeline.stacks import batches_of
 from pipeline.why import NUM_LINES, WIDTH, company, examine, find_job, render, shared_log, slurm_logs_of
 
@@ -120,6 +123,71 @@ def test_the_log_of_a_fleet_is_that_of_its_jobs_where_it_is_newer_than_their_own
     assert examined(places).logs == (own,)
     places.log("fleet", "another", "error: no process fits\n")
     assert examined(places).logs == (own,)
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_jobs_of_a_batch_have_reasons_of_their_own(tmp_path):
+    """Its log ends with the error of the last one that failed."""
+    places = Places(tmp_path, STACKED)
+    (batch,) = batches_of(places.experiment.jobs, places.paths, places.judging)
+    recorded, said, last, never = batch.jobs
+    text = f"10:00:00 {said}: cut off\n10:00:01 {last}: is damaged\nerror: is damaged\n"
+    log = places.log("train", batch.name, text)
+    places.attempt(recorded, "failed", "RuntimeError: its own")
+    cases = {job: examined(places, job) for job in batch.jobs}
+    assert {job: (case.failure.kind, case.failure.said) for job, case in cases.items()} == {
+        recorded: ("crash", "RuntimeError: its own"),
+        said: ("config", "error: cut off"),
+        last: ("config", "error: is damaged"),
+        never: ("config", "error: is damaged"),
+    }
+    for case in cases.values():
+        assert case.logs == (log,)
+        assert case.failure.said == case.place.note  # as `status` says it
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_a_log_from_before_the_newest_start_tells_nothing_of_it(places):
+    """It failed under Snakemake, and was stopped in a fleet, of which only the record tells."""
+    job = places.jobs[0]
+    log = places.log("train", job, "error: disk full\n")
+    places.attempt(job, "interrupted", "SIGTERM", started=ago(100), seconds=99.0)
+    assert (examined(places).failure.said, examined(places).logs) == ("error: disk full", (log,))
+    grow_old(log, 200)
+    case = examined(places)
+    assert (case.place.state, case.failure.kind, case.failure.said, case.logs) == ("stopped", "signal", "SIGTERM", ())
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_what_ended_a_search_is_no_failure_of_trials_that_were_decided_before(tmp_path):
+    found = Searched(tmp_path)
+    jobs = [found.begin(number) for number in range(5)]
+    recorded, early, stopped, lost, open_ = jobs
+    line = "Traceback (most recent call last):\n  File \"/x/search.py\", line 7\nKeyError: 'trial'\n"
+    log = Path(found.paths.log("search", found.experiment.name))
+    log.parent.mkdir(parents=True)
+    log.write_text(line)
+    slurm_logs = tmp_path / "slurm_logs"
+    (slurm_logs / "rule_search").mkdir(parents=True)
+    (slurm_logs / "rule_search" / "7.log").write_text(SLURM_LINES["time"][1])
+    for number, job in enumerate(jobs):
+        found.trained(number, job, 2)
+    failed = read_attempts(recorded, found.paths)[-1]
+    failed = dataclasses.replace(failed, outcome="failed", reason="MemoryError: its own", pid=8)
+    append_record(found.paths.attempts(recorded), failed)
+    Path(found.paths.attempts(early)).unlink()
+    for number, reason in ((0, "its process died"), (1, "ValueError: no images"), (3, "its process died")):
+        found.event(number, jobs[number], "failed", reason=reason)
+    found.event(2, stopped, "stopped", epoch=2, reason="asha")
+    kinds = {}
+    for job in jobs:
+        failure = examine(job, found.paths, [found.experiment], str(slurm_logs)).failure
+        kinds[job] = (failure.kind, failure.said)
+    assert kinds[recorded] == ("out of memory", "MemoryError: its own")
+    assert kinds[early] == ("config", "ValueError: no images")
+    assert kinds[stopped] == ("none", "the search has stopped it")
+    assert kinds[lost][0] == "time"  # its own record says no more than that it was interrupted
+    assert kinds[open_] == ("crash", "KeyError: 'trial'")
 
 
 @pytest.mark.usefixtures("no_slurm")
