@@ -56,10 +56,10 @@ class Each:
 
 
 def spent(experiment: Experiment, paths: Paths) -> DeviceSeconds:
-    """By all attempts of all jobs, trials too; one under way is counted when it ends. Raises ValueError for a broken
-    row."""
+    """By all attempts of all jobs, trials and winners too; one under way is counted when it ends. Raises ValueError for
+    a broken row."""
     there = job_folders(paths)
-    jobs = {*experiment.jobs, *trial_jobs(experiment.search, paths)}
+    jobs = {*with_winners(experiment, paths).jobs, *trial_jobs(experiment.search, paths)}
     attempts = [attempt for job in sorted(jobs & there) for attempt in read_attempts(job, paths)]
     return sum(map(cost_of, attempts), DeviceSeconds())
 

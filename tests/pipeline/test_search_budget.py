@@ -12,9 +12,12 @@ from test_space import SPACE, TRIALS, changed
 
 from pipeline import crew
 from pipeline import search as search_module
+from pipeline.cost import spent
+from pipeline.records import AttemptRecord, append_record
 from pipeline.search import End, fleet_trials
 from pipeline.stage import NOT_FINISHED
 from pipeline.training import RunSettings
+from pipeline.tried import trial_jobs
 from pipeline.tuning import Place
 from pipeline.watching import Live
 
@@ -82,3 +85,19 @@ def test_a_search_heeds_the_budget_of_its_experiment(tmp_path, monkeypatch, capl
         )
     assert code == NOT_FINISHED
     assert caplog.messages[-1].startswith(said)
+
+
+def test_what_winners_have_cost_is_spent_whoever_asks(tmp_path):
+    """Those with seeds of their own are neither jobs of the sweep nor trials."""
+    made = Searched(tmp_path)
+    made.try_all()
+    before = spent(made.experiment, made.paths)
+    whole = made.end()
+    trials = set(trial_jobs(made.search, made.paths))
+    won = [job for job in whole.jobs if job not in trials]
+    assert won
+    for job in won:
+        attempt = AttemptRecord(job, "c", "c", "h", 1, "cpu", 0, 1, "2026-01-02T04:00:00+00:00", 3600.0, "finished", "")
+        append_record(made.paths.attempts(job), attempt)
+    for experiment in (made.experiment, whole):
+        assert spent(experiment, made.paths).core - before.core == pytest.approx(3600 * len(won))
