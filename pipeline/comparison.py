@@ -150,14 +150,12 @@ def _critical_evals(results: Results, jobs: Frame, margin: float | None) -> Foun
     if isinstance(ladder, str):
         return ladder
     coarser, count = ladder.critical.coarser, ladder.critical.num_steps
-    if ladder.evals(1) is None:
+    if not ladder.evals:
         return f"{ladder.method} has no fixed number of evaluations"
-    low, high = (0 if coarser is None else ladder.evals(coarser)), (math.inf if count is None else ladder.evals(count))
-    assert low is not None
-    assert high is not None
+    low, high = (0 if coarser is None else ladder.evals[coarser]), (math.inf if count is None else ladder.evals[count])
     words = f"more than {low:g} evaluations" if count is None else f"more than {low:g}, at most {high:g} evaluations"
     each = [critical.num_steps for critical in ladder.by_seed.values()]
-    evals = sorted(ladder.evals(n) or 0 for n in each if n is not None)
+    evals = sorted(ladder.evals[n] for n in each if n is not None)
     seeds = counted(len(each), "seed")
     if evals and len(each) > 1:
         seeds += f"; one by one {evals[0]}" + ("" if evals[0] == evals[-1] else f" to {evals[-1]}") + " are enough"

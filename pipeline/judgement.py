@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from gode_core.solvers import parse_solver
+from gode_core.validity import next_count
 from pipeline.ladders import Ladder
 from pipeline.tables import GROUP, Frame, Results, counted, percent, points
 
@@ -77,11 +78,11 @@ def _of_ladder(ladder: Ladder) -> str:
     elif critical.num_steps is None:
         text = f"not even the finest step, 1/{ladder.counts[-1]}, gives an ODE for every seed ({_below(ladder)})"
     else:
-        evals = [ladder.evals(n) for n in (critical.coarser, critical.num_steps)]
+        evals = [ladder.evals.get(n) for n in (critical.coarser, critical.num_steps)]
         cost = "" if None in evals else f", {evals[0]} and {evals[1]} field evaluations per solve"
         text = (
             f"the critical step lies between 1/{critical.coarser} and 1/{critical.num_steps}{cost}; at the coarser "
-            f"one, {_below(ladder)}"
+            f"one, {_below(ladder)}{_narrower(ladder, critical.coarser, critical.num_steps)}"
         )
     early = [n for n in ladder.counts if n < (critical.coarser or 0) and set(ladder.verdicts[n]) == {"ode"}]
     if early:
@@ -89,6 +90,13 @@ def _of_ladder(ladder: Ladder) -> str:
     if not critical.whole:
         text += "; not every step has equally many seeds"
     return f"{begin}{text}{seeds}."
+
+
+def _narrower(ladder: Ladder, coarser: int, enough: int) -> str:
+    """What to train with next, by bisection; nothing where no power of two lies between."""
+    highest = 1 << (enough - 1).bit_length()
+    n = next_count({coarser: "discrete", enough: "ode"}, 1, highest)
+    return "" if n is None else f"; to narrow it, train with {ladder.method}@{n}"
 
 
 def _below(ladder: Ladder) -> str:

@@ -25,15 +25,12 @@ class Ladder:
     critical: Critical  # of all seeds together
     by_seed: dict[int, Critical]
     verdicts: dict[int, list[str]]  # by count
-
-    def evals(self, num_steps: int) -> int | None:
-        """Field evaluations of a solve of so many steps; None where that is found only when it runs."""
-        solver = parse_solver(f"{self.method}@{num_steps}")
-        return solver.num_evals if isinstance(solver, Fixed) else None
+    evals: dict[int, int]  # by count: of the field, in a solve; empty where that is found only when it runs
 
 
 def find_ladders(verdicts: Any, margin: float | None = None) -> dict[tuple[str, str], Ladder]:
-    """All ladders among rows of validity.csv, by model and method. margin: gaps allowed, instead of the margin of the
+    """All ladders among rows of validity.csv, by model and method. Beside its columns they have `num_evals`: field
+    evaluations of a solve through all blocks of the net. margin: gaps allowed, instead of the margin of the
     verdicts; what is no ODE then is `discrete`."""
     if margin is not None:
         ode = verdicts["ode_within"] <= margin
@@ -53,7 +50,9 @@ def _ladder(label: str, method: str, rows: Any) -> Ladder:
     by_count = _by_count(rows)
     critical = critical_step(by_count)
     by_seed = {int(seed): critical_step(_by_count(some)) for seed, some in rows.groupby("seed")}
-    return Ladder(label, method, tuple(by_count), critical, by_seed, by_count)
+    fixed = isinstance(parse_solver(f"{method}@{min(by_count)}"), Fixed)
+    evals = {int(n): int(each) for n, each in rows.groupby("count")["num_evals"].first().items()} if fixed else {}
+    return Ladder(label, method, tuple(by_count), critical, by_seed, by_count, evals)
 
 
 def _by_count(rows: Any) -> dict[int, list[str]]:

@@ -57,7 +57,7 @@ class Ledger:
     def _read_end(self, trial: Trial) -> None:
         """Of what was trained for a trial that was decided and has not failed."""
         if trial.outcome in ("finished", "stopped"):
-            row, goals = last_row(trial.job, self.paths), self.search.settings.goals
+            row, goals = last_row(trial.job, self.paths, trial.stopped_at), self.search.settings.goals
             self.results[trial.number] = _whole(tuple(value_of(row, goal) for goal in goals)) if row else None
             if trial.outcome == "stopped" and (row is None or row.epoch < trial.epoch):
                 self.cut.add(trial.number)

@@ -34,6 +34,7 @@ from pipeline.winners import load_whole
 PACKAGES = ("numpy", "pandas", "matplotlib", "snakemake", "torch")
 OF_SEARCH = ("ray", "optuna")
 MAX_NAMED = 20  # failures that the box names
+ODE_WITHIN = " <i>An ODE within</i>: the smallest margin, in points, with which the verdict would be so."
 
 
 def page(results: Results, drawings: dict[str, Drawing], images: dict[str, bytes], source: str) -> str:
@@ -43,7 +44,8 @@ def page(results: Results, drawings: dict[str, Drawing], images: dict[str, bytes
         f"<h1>{escape(experiment.name)}</h1>",
         f'<p class="question">{escape(experiment.question)}</p>',
         failures(results),
-        f"<h2>What was found</h2>\n<p>{escape(' '.join(summary(results)))}</p>",
+        "<h2>What was found</h2>",
+        f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in summary(results))}</ul>",
         *verdict_section(results),
     ]
     shown = [(name in SEARCH_FIGURES, text) for name, text in _figures(drawings, images)]
@@ -58,7 +60,8 @@ def page(results: Results, drawings: dict[str, Drawing], images: dict[str, bytes
         cross_table(results),
         "<h2>All jobs</h2>",
         f"<p>Accuracies in % ± binomial standard error; loss in nats; <i>own</i>: under the training solver, "
-        f"<i>finest</i>: under {escape(results.finest) or 'none'}. Agreement and logit gaps compare the two.</p>",
+        f"<i>finest</i>: under {escape(results.finest) or 'none'}. Agreement and logit gaps compare the two."
+        f"{'' if results.validity.empty else ODE_WITHIN}</p>",
         jobs_table(results),
         "<h2>Parameters that all jobs share</h2>",
         pairs(results.shared),
@@ -138,21 +141,28 @@ def jobs_table(results: Results) -> str:
         "evals<br>own": ("num_evals_own", "{:.4g}"),
         "evals<br>finest": ("num_evals_finest", "{:.4g}"),
     }
-    varied = results.varied
+    varied, judged = results.varied, not results.validity.empty
+    verdicts = results.validity.drop_duplicates("job").set_index("job")[["verdict", "ode_within"]]
+    jobs = results.jobs.join(verdicts, on="job")
     rows = []
-    for job in rows_of(results.jobs):
+    for job in rows_of(jobs):
         came_to = "" if job["trained_with"] != OWN else f" → {job['solved_with_own']}"
         row = [cell(job["job"], "id"), cell(job["label"], "text"), cell(job["train.solver"] + came_to, "text")]
         row += [cell(job["seed"]), *(cell("" if pd.isna(job[name]) else job[name]) for name in varied)]
         row.append(number(job["train_validation_accuracy"], "{:.1%}"))
         row += [_accuracy(job[f"accuracy_{kind}"], job["num_samples"]) for kind in ("own", "finest")]
         row += [number(job[column], form) for column, form in numbers.values()]
+        if judged:
+            row.append(cell(NONE if pd.isna(job["verdict"]) else job["verdict"], "text"))
+            row.append(number(job["ode_within"], "{:.1%}"))
         ends = {"training": job["train_status"], "own": job["status_own"], "finest": job["status_finest"]}
         bad = [f"{name} {end}" for name, end in ends.items() if not pd.isna(end) and end != "ok"]
         rows.append([*row, cell(", ".join(bad) or "ok", "text")])
     head = ["job", "model", "trained<br>with", "seed", *(escape(name).replace(".", ".<wbr>") for name in varied)]
-    head += ["valid-<br>ation (%)", "accuracy<br>own", "accuracy<br>finest", *numbers, "status"]
-    return table(head, rows, text=[0, 1, 2, len(head) - 1], escaped=True)
+    head += ["valid-<br>ation (%)", "accuracy<br>own", "accuracy<br>finest", *numbers]
+    texts = [0, 1, 2, *([len(head)] if judged else [])]
+    head += [*(["verdict", "an ODE<br>within"] if judged else []), "status"]
+    return table(head, rows, text=[*texts, len(head) - 1], escaped=True)
 
 
 def provenance(results: Results) -> dict[str, str]:

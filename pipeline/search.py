@@ -37,10 +37,10 @@ from pipeline.stacks import units_of
 from pipeline.train import Stop
 from pipeline.training import RunSettings
 from pipeline.trials import jobs_of, last_row, read_events, value_of, winners_of
-from pipeline.tried import counts
+from pipeline.tried import counts, is_done
 from pipeline.tuning import Place, tune_trials
 from pipeline.watching import Live, Watching
-from pipeline.winners import write_found
+from pipeline.winners import read_winners, write_found
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _cpus(ledger: Ledger, cpus: int | None) -> int:
 def search(experiment: Experiment, ledger: Ledger, run: RunSettings, stop: Callable[[], str], cpus: int | None) -> End:
     """Search, and write what was found, unless it is to be gone on with. Raises ValueError if nothing was found,
     OSError if no Ray can be started."""
-    ended = End("all trials are decided", True)
+    ended, left = End("all trials are decided", True), len(ledger.undecided)
     if ledger.undecided:
         try:
             with private_ray(_cpus(ledger, cpus), 0 if run.device == "cpu" else None) as facts:
@@ -146,7 +146,10 @@ def search(experiment: Experiment, ledger: Ledger, run: RunSettings, stop: Calla
             ended = End(stop() or "SIGTERM", False)
         except NoRay as error:
             raise OSError(str(error)) from error
-    if ended.for_good:
+    if ended.for_good and is_done(experiment, ledger.paths) and len(ledger.undecided) == left:
+        for config in read_winners(experiment, ledger.paths).values():  # it stands: they may have been trained since
+            write_config(config, ledger.paths)
+    elif ended.for_good:
         _conclude(experiment, ledger, ended.reason)
     return ended
 

@@ -15,7 +15,7 @@ from pipeline.past import DeviceSeconds, kinds_of
 from pipeline.paths import Paths
 from pipeline.search_config import Search
 from pipeline.space import Values
-from pipeline.trials import read_events, trials_of
+from pipeline.trials import asked_for, trials_of
 from pipeline.tried import is_done
 from pipeline.winners import with_winners
 
@@ -51,7 +51,7 @@ def _cost_of_trials(
     search: Search, trials: Sequence[JobConfig], training: dict[JobConfig, Each], paths: Paths
 ) -> RuleCost:
     """Those that were trained for something else are found again."""
-    decided = {trial.number for trial in trials_of(read_events(search.id, paths)) if trial.outcome != "running"}
+    decided = {trial.number for trial in trials_of(asked_for(search, paths)) if trial.outcome != "running"}
     left = max(0, search.num_trials - len(decided))
     seen = [config for number, config in enumerate(trials) if number not in decided]
     to_come = seen or (trials if left else [])  # those that are looked at may all be decided, and others to come

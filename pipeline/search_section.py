@@ -54,11 +54,13 @@ def _won(results: Results, search: Search) -> list[str]:
     trials, goal = results.trials, search.settings.goals[0]
     won = trials[trials["winner"]]
     jobs = {job for jobs in won["became"] for job in str(jobs).split()}
+    became = f"{counted(len(won), 'trial')} won and became {counted(len(jobs), 'job')}, trained in full and judged like"
+    if won[goal].isna().all():  # undecided then, failed since; and an old file does not say how far they were
+        return [f"{became} any other. What they came to in the search is not known any more."]
     best = won.loc[won[goal].idxmax() if GOALS[goal] == "max" else won[goal].idxmin()]
     value = percent(best[goal]) if goal == "validation_accuracy" else f"{best[goal]:.3g}"
     return [
-        f"{counted(len(won), 'trial')} won and became {counted(len(jobs), 'job')}, trained in full and judged like any "
-        f"other. The best {search_words.GOALS_IN_WORDS[goal]} of a winner in its search is {value} (trial "
+        f"{became} any other. The best {search_words.GOALS_IN_WORDS[goal]} of a winner in its search is {value} (trial "
         f"{best['trial']}, {best['num_evals']:.4g} field evaluations per solve): the best of {len(trials)}, on the "
         "very samples that chose it, which flatters; the judgement below says how it holds."
     ]

@@ -32,7 +32,7 @@ def read_search(experiment: Experiment, paths: Paths) -> tuple[list[Tried], Foun
             f"{file}: no such file: the search of {experiment.name} is not done. Run the experiment first (`snakemake` "
             "goes on with it; `python -m pipeline.status` says where it stands)"
         )
-    tried = read_tried(experiment.search, paths)
+    tried = read_tried(experiment.search, paths, found)
     if lacking := set(found.winners) - {each.number for each in tried}:
         raise ValueError(
             f"{paths.trials(experiment.search.id)}: lacks the trial {min(lacking)}, which {file} says has won; delete "

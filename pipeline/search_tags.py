@@ -31,10 +31,11 @@ def tags_of(trials: Sequence[Trial]) -> dict[str, str]:
 
 
 def tags_of_search(search: Search, trials: Mapping[str, Sequence[Trial]]) -> dict[str, str]:
-    """Of the experiment: how it searches, and how many trials have come to what."""
+    """Of the experiment: how it searches, and how many trials have come to what, of those that are asked for: what an
+    earlier search has tried beyond them is shown, and does not count."""
     settings = search.settings
     tags = {"gode.search": search.id, "search.how": how(search), "search.goals": " ".join(settings.goals)}
     tags |= {"search.algorithm": settings.algorithm, "search.scheduler": settings.scheduler.name}
     tags |= {"search.seed": str(settings.seed), "search.num_trials": str(search.num_trials)}
-    found = counts(trial for same in trials.values() for trial in same)
+    found = counts(trial for same in trials.values() for trial in same if trial.number < search.num_trials)
     return tags | {f"search.{outcome}": str(number) for outcome, number in found.items()}

@@ -13,24 +13,27 @@ from pipeline.tables import GROUP, Frame, Results, counted, percent, points, sta
 
 def summary(results: Results) -> list[str]:
     """The numbers in plain sentences, in the order in which one would ask for them."""
-    cells, jobs, n = results.cells, results.jobs, results.num_samples
+    cells, jobs, (fewest, most) = results.cells, results.jobs, results.num_samples
+    samples = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     seeds = cells["num_jobs"]
     each = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     sentences = [
         f"{counted(len(jobs), 'job')} ({counted(len(results.labels), 'model')}, "
         f"{counted(len(results.training_solvers), 'training solver')}, "
         f"{each} {'seed' if seeds.max() == 1 else 'seeds'} each) "
-        f"{'was' if len(jobs) == 1 else 'were'} judged on the {n} samples of the "
+        f"{'was' if len(jobs) == 1 else 'were'} judged on the {samples} samples of the "
         f"{results.experiment.evaluate_with.split} split with {counted(len(results.solvers), 'solver')}.",
     ]
-    own = jobs.groupby(GROUP, sort=False)["accuracy_own"].agg(["mean", "size"]).reset_index().dropna(subset="mean")
+    grouped = jobs.groupby(GROUP, sort=False)
+    own = grouped["accuracy_own"].agg(["mean", "size"]).assign(n=grouped["num_samples"].min())
+    own = own.reset_index().dropna(subset="mean")
     if len(own):  # else nothing was judged with its training solver
         best = own.loc[own["mean"].idxmax()]
         sentences.append(
             f"The highest mean accuracy under its own training solver is {percent(best['mean'])} "
             f"({best['label']}, trained with {results.trained(best['train.solver'])}; "
             f"{counted(best['size'], 'seed')}); at that accuracy, the binomial "
-            f"standard error of one job is {points(standard_error(best['mean'], n))} points."
+            f"standard error of one job is {points(standard_error(best['mean'], best['n']))} points."
         )
     if results.finest:
         sentences.append(f"The finest solver judged with is {results.finest}; it stands for the limit.")
@@ -91,9 +94,12 @@ def _conversions(results: Results) -> list[str]:
     curves = results.curves
     validated = curves.groupby("job")["validation_accuracy"].transform("count") > 0
     rows = curves[curves["converted_error"].notna() & validated]
+    rows = rows.assign(number=rows.groupby("job").cumcount() + 1)
+    several = rows.groupby(["label", "solver"])["number"].transform("nunique") > 1  # the solver stays, the basis grows
+    rows = rows.assign(which=rows["number"].map(" (conversion {})".format).where(several, ""))
     return [
-        _conversion(f"{label}, carried over to {solver}", group, results)
-        for (label, solver), group in rows.groupby(["label", "solver"], sort=False)
+        _conversion(f"{label}, carried over to {solver}{which}", group, results)
+        for (label, solver, which), group in rows.groupby(["label", "solver", "which"], sort=False)
     ]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.counting import evals_per_solve
 from pipeline.experiment import Experiment
 from pipeline.ladders import Ladder, find_ladders
 from pipeline.paths import Paths
@@ -27,6 +28,7 @@ Frame = Any  # a pandas table or column: pandas itself annotates each as table, 
 GROUP = ["train.solver", "label"]  # what a mean over seeds is taken within
 OWN = "own"  # stands for the solver that a training with `train.adapt` ended with
 RULE = "train.adapt.rule"
+TEXT: Any = {"code": str, "commit": str}  # hexadecimal, and a hash of digits alone is no number
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class Results:
         return self.experiment.evaluate_with.finest
 
     @cached_property
-    def num_samples(self) -> int:
-        return int(self.table["num_samples"].max())
+    def num_samples(self) -> tuple[int, int]:
+        """The least and the most that a job was judged on: data sets may vary."""
+        return int(self.table["num_samples"].min()), int(self.table["num_samples"].max())
 
     @cached_property
     def varied(self) -> list[str]:
@@ -102,7 +105,10 @@ class Results:
             chosen = ~self.validity["job"].isin(adapted)
             if among is not None:
                 chosen &= self.validity["job"].isin(among)
-            self._ladders[margin, among] = find_ladders(self.validity[chosen], margin)
+            rows = self.validity[chosen]
+            configs = [self.experiment.jobs[job] for job in rows["job"]]
+            evals = [evals_per_solve(config, config.phase(config.train.epochs)) for config in configs]
+            self._ladders[margin, among] = find_ladders(rows.assign(num_evals=evals), margin)
         return self._ladders[margin, among]
 
     @cached_property
@@ -179,7 +185,7 @@ def read_results(experiment: Experiment, paths: Paths) -> Results:
             f"{paths.table(name)}: holds other jobs or solvers than the experiment file asks for; run "
             "`python -m pipeline.collect` with this file first"
         )
-    table["label"] = _full_labels(table)
+    table["label"] = _full_labels(table, by_method=experiment.search is not None)
     labels = table.drop_duplicates("job").set_index("job")["label"]
     files = (paths.weight_paths, paths.verdicts, paths.decision_table, paths.trajectory_table)
     more = [_read_csv(file(name)) for file in files]
@@ -239,7 +245,7 @@ def _read_csv(path: str, types: Any = None) -> Frame:
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file; run `python -m pipeline.collect` first")
     # only empty cells are missing: a folder may be called `NA`
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=types)
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=TEXT | (types or {}))
 
 
 def _word(value: Any) -> str:
@@ -252,13 +258,17 @@ def _parameters(table: Frame) -> list[str]:
     return [column for column in table if "." in column]
 
 
-def _full_labels(table: Frame) -> Frame:
+def _full_labels(table: Frame, by_method: bool = False) -> Frame:
     """The label, and behind it each parameter that varies between jobs of one label and training solver: without
     it, a mean over them would be taken for one over seeds. A value that most jobs of the label have goes without
-    saying."""
+    saying.
+
+    by_method: between those of one method, too. A net that a search has found, with another learning rate and as many
+    steps as it liked, is no rung of the sweep's ladder; what a sweep alone lets go with its steps was meant so."""
     jobs = table.drop_duplicates("job").set_index("job")
     columns = [column for column in _parameters(table) if column != "train.solver"]
-    varies = jobs.groupby(GROUP)[columns].nunique(dropna=False).gt(1).groupby("label").any()
+    solvers = jobs["train.solver"].str.partition("@")[0] if by_method else jobs["train.solver"]
+    varies = jobs.groupby([solvers, "label"])[columns].nunique(dropna=False).gt(1).groupby("label").any()
     for column in (c for c in columns if c.startswith("train.adapt.")):
         within = ["label"] if column == RULE else [*GROUP, RULE]  # a rule shows, and what goes with it does not
         varies[column] = jobs.groupby(within)[column].nunique(dropna=column != RULE).gt(1).groupby("label").any()

@@ -42,8 +42,12 @@ class Phase:
         return parse_solver(self.solver)
 
     def __str__(self) -> str:
+        """All that tells it from others: jobs whose phases read alike are seeds of one model (pipeline.collect)."""
         basis = "" if self.basis is None else f" with {self.basis.label}"
-        return f"{self.solver}{basis} until epoch {self.until}"
+        if self.basis is not None and not isinstance(self.basis.knots, str):
+            basis += f" at {', '.join(self.basis.knots)}"
+        gradient = "" if self.gradient == "direct" else f", gradient {self.gradient},"
+        return f"{self.solver}{basis}{gradient} until epoch {self.until}"
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,23 @@ class Trial:
     reason: str = ""
     changes: tuple[TrialRecord, ...] = field(default=())  # pbt: each time that it took over another's weights
 
+    @property
+    def stopped_at(self) -> int | None:
+        """The epoch behind which rows of its job are not its own: a sweep may train the same job further. None: all
+        are."""
+        return self.epoch if self.outcome == "stopped" else None
+
 
 def read_events(search: str, paths: Paths) -> list[TrialRecord]:
     """In the order of time; none before the search has begun. A last line that was cut off never happened. Raises
     ValueError for a broken one."""
     file = Path(paths.trials(search))
     return parse_records(TrialRecord, whole_lines(file), file) if file.exists() else []
+
+
+def asked_for(search: Search, paths: Paths) -> list[TrialRecord]:
+    """The events of the trials that are asked for: an earlier search may have asked for more."""
+    return [event for event in read_events(search.id, paths) if event.trial < search.num_trials]
 
 
 def whole_lines(file: Path) -> bytes:
@@ -72,13 +83,16 @@ def rows_of(job: str, paths: Paths) -> list[TrainingRecord]:
     return [] if file is None else read_records(TrainingRecord, file)
 
 
-def last_row(job: str, paths: Paths) -> TrainingRecord | None:
-    """Of `rows_of`, without a look at the others: there may be thousands, of thousands of trials."""
+def last_row(job: str, paths: Paths, until: int | None = None) -> TrainingRecord | None:
+    """Of `rows_of`, without a look at the others: there may be thousands, of thousands of trials. until: the epoch
+    that it may be of at the most; only where the job was trained beyond it the others are looked at."""
     file = _rows_file(job, paths)
     if file is None:
         return None
     content = file.read_bytes()
     rows = parse_records(TrainingRecord, content[content[:-1].rfind(b"\n") + 1 :], file)
+    if rows and until is not None and rows[-1].epoch > until:
+        rows = [row for row in rows_of(job, paths) if row.epoch <= until]
     return rows[-1] if rows else None
 
 
@@ -124,7 +138,7 @@ def winners_of(search: Search, trials: list[Trial], paths: Paths) -> list[Trial]
     goals, count = search.settings.goals, search.settings.winners.count
     scored: list[tuple[bool, tuple[float, ...], Trial]] = []
     for trial in {trial.job: trial for trial in reversed(trials)}.values():  # two of one job are one; the first counts
-        row = last_row(trial.job, paths)
+        row = last_row(trial.job, paths, trial.stopped_at)
         scores = [score_of(row, goal) for goal in goals] if row else [None]
         if None not in scores and trial.outcome != "failed":
             scored.append((trial.outcome == "finished", tuple(s for s in scores if s is not None), trial))

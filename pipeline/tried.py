@@ -6,23 +6,38 @@ Whether the search runs, is done or was killed: all is read from its files.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import datetime
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import JobConfig, load_job
+from pipeline.ending import CLOCKS
 from pipeline.experiment import Experiment
-from pipeline.past import DeviceSeconds, cost_of, read_attempts
+from pipeline.past import read_attempts
 from pipeline.paths import Paths
 from pipeline.records import AttemptRecord, TrainingRecord
 from pipeline.search_config import Goal, Search, Settings
 from pipeline.space import Domain
-from pipeline.trials import Outcome, Trial, front, last_row, read_events, rows_of, score_of, trials_of, value_of
+from pipeline.trials import (
+    Outcome,
+    Trial,
+    asked_for,
+    front,
+    last_row,
+    read_events,
+    rows_of,
+    score_of,
+    trials_of,
+    value_of,
+)
 from pipeline.winners import read_winners
 
+log = logging.getLogger(__name__)
 OUTCOMES: tuple[Outcome, ...] = ("finished", "stopped", "failed", "running")  # in the order of a sentence
 
 
@@ -33,8 +48,10 @@ class Tried:
     trial: Trial
     jobs: tuple[str, ...]
     last: TrainingRecord | None  # of the last job: its last row
-    attempts: tuple[AttemptRecord, ...]  # of all of them
+    attempts: tuple[AttemptRecord, ...]  # of all of them, whoever made them
     paths: Paths
+    until: int | None = None  # the epoch behind which rows of its job are not its own; None: all are
+    ended: str = ""  # and when that was; ISO 8601, UTC
 
     @property
     def number(self) -> int:
@@ -42,8 +59,9 @@ class Tried:
 
     @cached_property
     def rows(self) -> list[TrainingRecord]:
-        """All of the last job, read when they are asked for."""
-        return rows_of(self.trial.job, self.paths)
+        """Its own of the last job, read when they are asked for."""
+        rows = rows_of(self.trial.job, self.paths)
+        return [row for row in rows if self.until is None or row.epoch <= self.until]
 
     @property
     def epoch(self) -> int:
@@ -56,12 +74,17 @@ class Tried:
 
     @property
     def seconds(self) -> float:
-        """Of training; of seconds that several trainings shared, its part."""
-        return sum(attempt.seconds / attempt.share for attempt in self.attempts)
+        """Of training, for this trial; of seconds that several trainings shared, its part."""
+        return sum(each.seconds / each.share for each in self.attempts if self._is_own(each))
 
-    @property
-    def spent(self) -> DeviceSeconds:
-        return sum(map(cost_of, self.attempts), DeviceSeconds())
+    def _is_own(self, attempt: AttemptRecord) -> bool:
+        """True if it began while the trial went on, as in `ending.spent_on`; of one without an end all are."""
+        if not self.ended:
+            return True
+        begun, at, end = (
+            datetime.fromisoformat(s).timestamp() for s in (self.trial.begun, attempt.started, self.ended)
+        )
+        return begun - CLOCKS <= at <= end
 
     @property
     def evals(self) -> float:
@@ -81,20 +104,44 @@ class Tried:
         return None if None in found else tuple(score for score in found if score is not None)
 
 
-def read_tried(search: Search, paths: Paths) -> list[Tried]:
-    """By number, as many as are asked for: an earlier search may have asked for more. None before it has begun. Raises
-    ValueError for a broken file."""
-    events = [event for event in read_events(search.id, paths) if event.trial < search.num_trials]
+def read_tried(search: Search, paths: Paths, found: Found | None = None) -> list[Tried]:
+    """By number, as many as are asked for: an earlier search may have asked for more. None before it has begun. found:
+    what it has come to, once it is done. Raises ValueError for a broken file."""
+    events = asked_for(search, paths)
     jobs: dict[int, dict[str, None]] = {}
     for event in events:
         if event.event in ("begun", "changed"):
             jobs.setdefault(event.trial, {})[event.job] = None
-    found = []
+    tried = []
     for trial in trials_of(events):
         own = tuple(jobs[trial.number])
-        attempts = tuple(attempt for job in own for attempt in read_attempts(job, paths))
-        found.append(Tried(trial, own, last_row(trial.job, paths), attempts, paths))
-    return found
+        until, ended = _end_of(trial, found)
+        attempts = tuple(attempt for job in own for attempt in attempts_of(job, paths))
+        tried.append(Tried(trial, own, last_row(trial.job, paths, until), attempts, paths, until, ended))
+    return tried
+
+
+def _end_of(trial: Trial, found: Found | None) -> tuple[int | None, str]:
+    """The epoch, and the time, behind which a job is no more trained for the trial: one that was stopped may be trained
+    further by a sweep, and one that was undecided when the search ended may win. Nothing: all is its own."""
+    if trial.outcome == "running" and found is not None and found.undecided is not None:
+        return found.undecided.get(trial.number, 0), found.at
+    return trial.stopped_at, trial.ended if trial.outcome == "stopped" else ""
+
+
+def attempts_of(job: str, paths: Paths) -> list[AttemptRecord]:
+    """None where a row is broken, which is said: all else of the search is as it was, and can be shown."""
+    try:
+        return read_attempts(job, paths)
+    except ValueError as error:
+        _warn(str(error))
+        return []
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once: `resume` looks again every minute."""
+    log.warning("%s", text)
 
 
 def trial_jobs(search: Search | None, paths: Paths) -> list[str]:
@@ -120,6 +167,8 @@ class Found:
 
     ended: str  # why there are no more trials
     winners: Mapping[int, tuple[str, ...]]  # the jobs that a trial became, by its number, the best first
+    at: str = ""  # when; ISO 8601, UTC
+    undecided: Mapping[int, int] | None = None  # epochs that such trials had then; None: an older file does not say
 
 
 def read_found(experiment: Experiment, paths: Paths) -> Found | None:
@@ -133,8 +182,10 @@ def read_found(experiment: Experiment, paths: Paths) -> Found | None:
         winners: dict[int, tuple[str, ...]] = {}
         for job, row in data["jobs"].items():
             winners[row["trial"]] = (*winners.get(row["trial"], ()), job)
-        return Found(str(data["ended"]), winners)
-    except (ValueError, KeyError, TypeError) as error:
+        epochs = data.get("undecided")  # not in older files
+        undecided = None if epochs is None else {int(number): int(epoch) for number, epoch in epochs.items()}
+        return Found(str(data["ended"]), winners, str(data.get("at", "")), undecided)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: not what a search has found ({error}); delete it to have it made again") from None
 
 

@@ -1,7 +1,11 @@
 """What a search has come to, in a file; and an experiment with all of its jobs: those of the sweep and the winners'.
 
-{"search": "8ae9612bb3", "trials": 24, "finished": 9, "stopped": 14, "failed": 1, "ended": "all trials are decided",
+{"search": "8ae9612bb3", "trials": 24, "finished": 9, "stopped": 13, "failed": 1, "undecided": {"17": 2},
+ "ended": "its budget is spent: 30 minutes", "at": "2026-01-02T03:04:05+00:00",
  "jobs": {"digits-...": {"trial": 3, "config": {...}}, ...}}
+
+`undecided`: the trials that a budget has ended, with the epochs that they had finished. Such a trial may win, and is
+then trained in full: what is later than `at` was not done for the search.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ from pathlib import Path
 
 from pipeline.config import JobConfig, canonical, job_id, read_job
 from pipeline.experiment import Experiment, load_experiment
+from pipeline.holder import now
 from pipeline.paths import Paths
 from pipeline.records import replace_file
-from pipeline.trials import Trial
+from pipeline.trials import Trial, last_row
 
 
 def write_found(
@@ -23,11 +28,14 @@ def write_found(
     """ended: why there are no more trials."""
     assert experiment.search is not None
     counts = {name: sum(trial.outcome == name for trial in trials) for name in ("finished", "stopped", "failed")}
+    rows = {trial.number: last_row(trial.job, paths) for trial in trials if trial.outcome == "running"}
     found = {
         "search": experiment.search.id,
         "trials": len(trials),
         **counts,
+        "undecided": {str(number): row.epoch if row else 0 for number, row in rows.items()},
         "ended": ended,
+        "at": now(),
         "jobs": {job: {"trial": trial.number, "config": canonical(config)} for job, (trial, config) in jobs.items()},
     }
     file = paths.found(experiment.name, experiment.search.result_id)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from test_records import record
 
 from gode_core.solvers import Fixed, parse_solver
 from pipeline.adapt_config import AdaptConfig
-from pipeline.collect import KINDS, collect
+from pipeline.collect import KINDS, collect, flatten
 from pipeline.config import JobConfig, canonical
 from pipeline.data_config import DataConfig
 from pipeline.experiment import Experiment, load_experiment
@@ -30,7 +31,7 @@ from pipeline.records import (
     read_records,
     write_records,
 )
-from pipeline.train_config import TrainConfig
+from pipeline.train_config import Phase, TrainConfig
 
 EPOCHS, DEPTHS = 5, 9
 SMALL = """
@@ -350,3 +351,21 @@ def test_the_files_hold_the_numbers_exactly_and_an_error_leaves_them_alone(small
 def test_no_torch_is_imported(stage):
     code = f"import sys, pipeline.{stage}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+LINE = {"degree": 1, "num_coefficients": 4}
+PHASES = [
+    *({}, {"until": 2}, {"solver": "bosh3@1e-2"}, {"gradient": "adjoint"}, {"basis": LINE}),
+    *({"basis": LINE | {"knots": ["1/3", "1/2"]}}, {"basis": LINE | {"knots": ["1/4", "1/2"]}}),
+    *({"basis": LINE | {"knots": "unclamped"}}, {"basis": {"kind": "hat", "num_coefficients": 4}}),
+]
+
+
+def test_phases_that_differ_read_differently(tmp_path):
+    """Else jobs that differ in them alone would be taken for seeds of one model."""
+    phases = [[{"until": 1, "solver": "dopri5@1e-3"} | changes] for changes in PHASES]
+    sweep = f"sweep:\n  train.phases: {json.dumps(phases)}"
+    text = re.sub(r"sweep:(\n  .*)*", sweep, SMALL).replace("neural_ode", f"gode, basis: {json.dumps(LINE)}")
+    experiment = load(text, tmp_path)
+    assert len(experiment.jobs) == len({flatten(config)["train.phases"] for config in experiment.jobs.values()})
+    assert {field for changes in PHASES for field in changes} == {f.name for f in dataclasses.fields(Phase)}

@@ -96,7 +96,16 @@ def test_the_critical_step_of_a_ladder_is_where_its_law_puts_it(ladder):
     for name, ladder in found.items():
         assert (ladder.critical.coarser, ladder.critical.num_steps) == (CRITICAL[name] // 2, CRITICAL[name])
         assert {each.num_steps for each in ladder.by_seed.values()} == {CRITICAL[name]}
-    assert [found["rk4"].evals(n) for n in (1, 2)] == [4, 8]
+    assert found["rk4"].evals == {1: 4, 2: 8, 4: 16}
+
+
+@pytest.mark.parametrize(("steps", "next_one"), [("1, euler@2, euler@32", "euler@8"), ("1, euler@4, euler@8", "")])
+def test_a_wide_bracket_says_what_to_train_with_next(tmp_path, steps, next_one):
+    """By bisection among the powers of two; nothing where none lies between."""
+    text = LADDER.replace("[euler@16, euler@1, euler@4, euler@8, euler@2, euler@32,", f"[euler@{steps},")
+    found = next(each for each in sentences(models(text, tmp_path)) if "trained with euler: the critical step" in each)
+    assert ("; to narrow it, train with " in found) == bool(next_one)
+    assert f"to narrow it, train with {next_one};" in found or not next_one
 
 
 def test_all_seeds_together_need_the_finest_step_that_one_needs(tmp_path):
@@ -111,6 +120,21 @@ def test_all_seeds_together_need_the_finest_step_that_one_needs(tmp_path):
     )
     assert rk4.critical.coarser is None
     assert "neural-ode trained with rk4: already the coarsest step, 1/1, gives an ODE" in text
+
+
+def test_a_solve_goes_through_all_blocks_of_a_net(tmp_path):
+    """Three of them, of eight steps each."""
+    data, model = "data: {name: digits}", "model: {network: stages, field: preactivation, family: neural_ode, width: 4}"
+    text = re.sub(r"data: .*", data, re.sub(r"model: .*", model, LADDER)).replace(
+        "  num_paths: 20\n  num_drawn: 5\n", ""
+    )
+    results = models(text, tmp_path)
+    assert ladders(results)[0].evals[8] == 24
+    assert "between 1/4 and 1/8, 12 and 24 field evaluations per solve" in " ".join(sentences(results))
+    found = compare(results, published("critical_evals", 13, 20, "method=euler"))
+    assert (found.agrees, found.ours) == (
+        *(True, "more than 12, at most 24 evaluations (2 seeds; one by one 24 are enough)"),
+    )
 
 
 def within(solver: str, value: float):
@@ -393,11 +417,26 @@ def test_the_page_answers_whether_it_is_an_ode(tmp_path):
     assert len(comparisons(results)) == 1
 
 
+def test_the_table_of_jobs_has_the_verdict_of_each_and_the_margin_that_it_needs(tmp_path):
+    results = models(LADDER, tmp_path, within("euler@8", 0.04))
+    html = whole_page(results)
+    table = html[html.index("<h2>All jobs</h2>") :]
+    found = {row["job"]: row for row in results.validity.to_dict("records")}
+    for row in re.findall(r"<tr>(.*?)</tr>", table[: table.index("</table>")])[1:]:
+        cells = re.findall(r"<td.*?>(.*?)</td>", row)
+        verdict = found[cells[0]]
+        assert cells[-3:-1] == [verdict["verdict"], f"{100 * verdict['ode_within']:.1f}"]
+        assert found.pop(cells[0])
+    assert not found
+    assert "An ODE within" in table
+
+
 def test_undecided_models_beyond_the_first_ten_are_counted(tmp_path):
     names = [f"euler@{n}" for n in (1, 2, 4, 8, 16, 32)]
     html = whole_page(models(LADDER, tmp_path, verdict("undecided", *names)))
     assert "and 2 more: see the column reason of validity.csv" in html
-    assert html.count("<li>") == 10 + 1
+    undecided = html[html.index("Undecided:") :]
+    assert undecided[: undecided.index("</ul>")].count("<li>") == 10 + 1
 
 
 def test_rows_of_a_ladder_are_not_told_twice(ladder):

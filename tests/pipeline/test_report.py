@@ -19,7 +19,7 @@ from pipeline.experiment import Experiment
 from pipeline.figures import FIGURES, draw
 from pipeline.maps import MAX_NUMBERED_ROWS
 from pipeline.paths import Paths
-from pipeline.records import EvaluationRecord, TrainingRecord, read_records
+from pipeline.records import EvaluationRecord, TrainingRecord, read_records, write_records
 from pipeline.report import failures, page, provenance
 from pipeline.summary import summary
 from pipeline.tables import Results, read_results, standard_error
@@ -227,6 +227,36 @@ def test_the_torch_of_the_trainings_is_told_from_that_of_the_report(tmp_path, ve
     assert found["torch of the trainings"] == words
     assert found["torch of this report"] == metadata.version("torch")
     assert "torch" not in found
+
+
+@pytest.mark.parametrize("code", ["123456789012", "012345678901", "12345678e901"])
+def test_a_fingerprint_of_digits_is_no_number(tmp_path, code):
+    def spoil(experiment: Experiment, paths: Paths) -> None:
+        for path in Path(paths.root).rglob("*.jsonl"):
+            path.write_text(path.read_text().replace("c0de", code))
+
+    found = provenance(results_of(SMALL, tmp_path, spoil))
+    assert {found[f"code of the {kind} rows"] for kind in ("training", "evaluation")} == {code}
+
+
+def test_each_model_has_the_samples_that_it_was_judged_on(tmp_path):
+    """Data sets may be swept over: here the better model has fewer."""
+
+    def spoil(experiment: Experiment, paths: Paths) -> None:
+        for job, config in experiment.jobs.items():
+            path = paths.evaluation(job, experiment.evaluate_with.id)
+            rows = read_records(EvaluationRecord, path)
+            many = 360 if config.model.family == "gode" else 36_000
+            write_records(path, [dataclasses.replace(row, num_samples=many) for row in rows])
+
+    results = results_of(SMALL, tmp_path)
+    assert "judged on the 360 samples of the test split" in summary(results)[0]
+    accuracy = results.jobs[results.jobs["model.family"] == "gode"]["accuracy_own"].mean()
+    results = results_of(SMALL, tmp_path, spoil)
+    assert "judged on the 360 to 36000 samples of the test split" in summary(results)[0]
+    assert "(gode-3c-degree1, trained with euler@4; 2 seeds)" in summary(results)[1]
+    error = 100 * standard_error(accuracy, 360)
+    assert f"standard error of one job is {error:.1f} points" in summary(results)[1]
 
 
 def test_one_job_judged_by_its_own_adaptive_solver(tmp_path):

@@ -86,6 +86,35 @@ def test_what_a_conversion_lost_and_when_it_was_repaired(tmp_path):
     assert sorted(xy for line in hollow for xy in zip(*line.get_data())) == [(3, 50), (3, 60)]
 
 
+GROWING = PHASES.replace(
+    "[{until: 3, solver: euler@4}]",
+    "[{until: 1, solver: rk4@4, basis: {degree: 0, num_coefficients: 1}}, "
+    "{until: 3, solver: rk4@4, basis: {degree: 3, num_coefficients: 4}}]",
+)
+
+
+def test_each_conversion_has_a_sentence_though_the_solver_stays(tmp_path):
+    """The basis alone grows, twice: from 0.6 to 0.5, and from 0.8 to 0.4."""
+
+    def grown(experiment, paths) -> None:
+        for job in experiment.jobs:
+            rows = read_records(TrainingRecord, paths.training(job))
+            values = zip((0.6, 0.7, 0.8, 0.7, 0.9), (None, 0.5, None, 0.4, None))
+            rows = [
+                replace(row, validation_accuracy=value, solver="rk4@4", converted_accuracy=at_once)
+                for row, (value, at_once) in zip(rows, values)
+            ]
+            write_records(
+                paths.training(job),
+                [r if r.converted_accuracy is None else replace(r, converted_error=0.1) for r in rows],
+            )
+
+    first, second = [s for s in summary(results_of(GROWING, tmp_path, grown)) if "carried over" in s]
+    assert first.startswith("gode-8c-degree3, carried over to rk4@4 (conversion 1): at once 10.0 points of validation")
+    assert second.startswith("gode-8c-degree3, carried over to rk4@4 (conversion 2): at once 40.0 points of validation")
+    assert all("(mean of 2 jobs; " in sentence for sentence in (first, second))
+
+
 def sparse(experiment, paths) -> None:
     """Records of epochs 3, the end of a phase, 5, 10 and 12 of 12: the accuracy of before is seen again in the last."""
     for job in experiment.jobs:

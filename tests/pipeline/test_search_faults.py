@@ -15,6 +15,7 @@ from pipeline.describe import write_config
 from pipeline.holder import read_holder
 from pipeline.paths import Paths
 from pipeline.train import train
+from pipeline.trials import rows_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 GUIDED = """num_trials: 8
@@ -91,7 +92,7 @@ def spoil_the_second_trial(program):
 
 
 @pytest.mark.parametrize("program", [(ASHA, 4), ("num_trials: 6", 4)], indirect=True, ids=["tune", "fleet"])
-def test_a_trial_that_raises_and_one_that_is_not_finite_take_nobody_along(program):
+def test_a_trial_that_raises_takes_nobody_along(program):
     spoil_the_second_trial(program)
     program.run()
     failed = [trial for trial in program.trials if trial.outcome == "failed"]
@@ -102,6 +103,31 @@ def test_a_trial_that_raises_and_one_that_is_not_finite_take_nobody_along(progra
     events = program.events
     program.run()
     assert program.events == events  # what has failed is not tried again by itself
+
+
+HUGE = 200_000  # whose weights have six terabytes
+SICK = f"model.width: {{choice: [8, {HUGE}]}}, train.lr: {{choice: [5e-3, 1e-2, 1e30]}}"
+
+
+@pytest.mark.parametrize("rest", ["scheduler: {name: asha, reduction: 2}", "scheduler: none"], ids=["tune", "fleet"])
+def test_trials_for_which_there_is_no_memory_and_one_that_is_not_finite_take_nobody_along(tmp_path, rest):
+    """Of six, two can be trained to their end; one of them wins."""
+    program = Program(tmp_path, f"num_trials: 6\nalgorithm: grid\n{rest}", 4, SICK)
+    program.run()
+    assert (program.found["trials"], program.found["failed"]) == (6, 3)
+    (winner,) = program.found["jobs"].values()
+    for trial in program.trials:
+        if trial.values["model.width"] == HUGE:
+            assert trial.outcome == "failed"
+            assert "can't allocate memory" in trial.reason
+            assert rows_of(trial.job, program.paths) == []
+        elif trial.values["train.lr"] == 1e30:
+            assert (trial.outcome, trial.reason) == ("finished", "nonfinite")
+            assert rows_of(trial.job, program.paths)[-1].status == "nonfinite"
+            assert trial.number != winner["trial"]
+    program.assert_counted_once()
+    program.assert_nothing_is_left()
+    program.end()
 
 
 @pytest.mark.parametrize("program", [(ASHA + "\nbudget: {minutes: 0.1}", 2000)], indirect=True)

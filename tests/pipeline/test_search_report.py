@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import make_models
 from searched import FAILED, SEARCH, Searched
 from test_collect import SMALL, run_stage
 from test_report import read_again, results_of, whole_page
@@ -213,6 +214,37 @@ def test_an_experiment_without_a_search_has_the_page_that_it_had(tmp_path):
     assert not any(title in text for title, _ in SEARCH_FIGURES.values())
     assert "searched" not in text
     assert "optuna" not in text
+
+
+LADDER = """
+question: From which step on, and is there a better rate?
+job:
+  data: {name: digits, num_validation: 144}
+  model: {network: raw, family: gode, width: 16, basis: {degree: 1, num_coefficients: 4}}
+  train: {solver: euler@1, optimiser: adam, lr: 5e-3, epochs: 4, batch_size: 64}
+sweep: {train.solver: [euler@1, euler@2, euler@4, euler@8], seed: [0, 1]}
+search:
+  space: {model.basis.num_coefficients: {choice: [4]}, train.solver: {choice: [euler@16]}, train.lr: RATES}
+  num_trials: 1
+evaluate_with: {solvers: [euler@1, euler@2, euler@4, euler@8, euler@16, dopri5@1e-6]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rates", "label", "counts"),
+    [
+        ("{choice: [2e-2]}", "gode-4c-degree1 lr=0.02", (1, 2, 4, 8)),
+        ("{choice: [5e-3]}", "gode-4c-degree1", (1, 2, 4, 8, 16)),
+    ],
+)
+def test_a_winner_is_a_rung_of_the_ladder_of_a_sweep_only_if_steps_are_all_that_differs(tmp_path, rates, label, counts):
+    found = Searched(tmp_path, LADDER.replace("RATES", rates))
+    found.finish(0, found.begin(0))
+    make_models(found.end(), found.paths)
+    results = read_again(found.whole, found.paths)
+    assert results.labels == list(dict.fromkeys(["gode-4c-degree1", label]))
+    ((key, ladder),) = results.ladders().items()
+    assert (key, ladder.counts) == (("gode-4c-degree1", "euler"), counts)
 
 
 def test_tables_of_another_search_are_refused(made, results, tmp_path):

@@ -1,19 +1,30 @@
 """`collect` keeps every trial of a search, and refuses one that is not done."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from searched import EPOCHS, FAILED, SEARCH, STEPS, Searched, evals_of
-from test_collect import SMALL, load, make_results, run_stage
+from searched import CODE, EPOCHS, FAILED, SEARCH, STEPS, Searched, epoch_of, evals_of
+from test_collect import SMALL, change, load, make_results, run_stage
+from test_report import read_again, whole_page
 
+from pipeline import search as search_module
 from pipeline.collect import collect
+from pipeline.config import load_job
+from pipeline.ledger import Ledger
 from pipeline.paths import Paths
-from pipeline.records import TrainingRecord, read_records, write_records
+from pipeline.records import AttemptRecord, TrainingRecord, append_record, read_records, write_records
+from pipeline.search_cost import estimate_whole
+from pipeline.search_section import search_sentences
 from pipeline.search_table import column_of
-from pipeline.trials import read_events, rows_of, trials_of
+from pipeline.search_tags import tags_of_search, trials_by_job
+from pipeline.training import RunSettings
+from pipeline.trials import read_events, rows_of, trials_of, winners_of
+from pipeline.tried import read_tried
 
 
 @pytest.fixture
@@ -148,3 +159,144 @@ def test_without_a_search_there_are_no_such_tables(tmp_path):
     experiment, paths = load(SMALL, tmp_path), Paths(str(tmp_path / "results"))
     make_results(experiment, paths)
     assert not any("trial" in Path(path).name for path in collect(experiment, paths))
+
+
+def train_in_full(made: Searched, number: int, job: str, year: int) -> None:
+    """Not for the search, which is of 2026; in 1000 s."""
+    values, _ = made.search.drawn(number)
+    write_records(made.paths.training(job), [epoch_of(job, epoch, values) for epoch in range(1, EPOCHS + 1)])
+    Path(made.paths.model(job)).write_bytes(b"weights")
+    for empty in (made.paths.decisions(job), made.paths.weights(job)):
+        write_records(empty, [])
+    assert len(rows_of(job, made.paths)) == EPOCHS
+    steps, times = (0, STEPS * EPOCHS), (f"{year}-01-01T00:00:00+00:00", 1000.0)
+    attempt = AttemptRecord(job, CODE, "abc", "here", 7, "cpu", *steps, *times, "finished", "ok")
+    append_record(made.paths.attempts(job), attempt)
+
+
+@pytest.mark.parametrize("year", [2025, 2100])
+def test_a_stopped_trial_is_what_it_was_when_it_was_stopped(tmp_path, year):
+    """Whether a sweep has trained its job to the end before or after, which is dearer and better."""
+    made = Searched(tmp_path)
+    job = made.begin(0)
+    made.stop(0, job)
+    made.finish(1, made.begin(1))
+    made.end()
+    before = tables(made)
+    train_in_full(made, 0, job, year)
+    after, curves = tables(made)
+    pd.testing.assert_frame_equal(after, before[0])
+    pd.testing.assert_frame_equal(curves, before[1])
+    assert after.loc[0, ["epochs", "seconds"]].tolist() == [2, 4.0]
+    goals = made.search.settings.goals
+    assert Ledger(made.search, made.paths).results[0] == tuple(after.loc[0, list(goals)])
+
+
+def test_of_stopped_trials_the_best_where_each_was_stopped_has_won(tmp_path):
+    """The other is better at its end, where a sweep has brought it."""
+    made = Searched(tmp_path, SEARCH.replace("count: 3", "count: 1").replace(", num_evals]", "]"))
+    for number in (0, 1):
+        made.stop(number, made.begin(number))
+    trials = trials_of(read_events(made.search.id, made.paths))
+    (best,) = winners_of(made.search, trials, made.paths)
+    other = next(trial for trial in trials if trial.number != best.number)
+    rows = rows_of(other.job, made.paths)
+    write_records(
+        made.paths.training_so_far(other.job),
+        [*rows, dataclasses.replace(rows[-1], epoch=3, step=3 * STEPS, validation_accuracy=0.999)],
+    )
+    assert winners_of(made.search, trials, made.paths) == [best]
+
+
+def undecided(folder: Path) -> tuple[Searched, str, TrainingRecord]:
+    """A budget has ended the search with one trial after two epochs. It has won, and was then trained in full. Returns
+    its job, and its last row in the search."""
+    made = Searched(folder, SEARCH.replace("num_trials: 24", "num_trials: 2"))
+    job = made.begin(0)
+    made.trained(0, job, 2)
+    late = made.begin(1)  # no epoch of it was finished; a sweep is to train it
+    made.end()
+    train_in_full(made, 0, job, 2100)
+    train_in_full(made, 1, late, 2100)
+    return made, job, rows_of(job, made.paths)[1]
+
+
+def test_a_winner_that_was_undecided_is_what_it_was_when_the_search_ended(tmp_path):
+    made, job, last = undecided(tmp_path)
+    table, curves = tables(made)
+    row = table.loc[0].to_dict()
+    assert (row["job"], row["outcome"], row["winner"], row["epochs"], row["seconds"]) == (job, "running", True, 2, 4.0)
+    assert row["validation_accuracy"] == last.validation_accuracy
+    assert row["evals"] == last.num_evals * 2 * STEPS
+    assert list(curves["trial"]) == [0, 0]
+    assert table.loc[1, ["epochs", "evals", "seconds"]].tolist() == [0, 0, 0]
+    change(made.paths.training(job), TrainingRecord, status="nonfinite", validation_accuracy=None)
+    found = " ".join(search_sentences(read_again(made.whole, made.paths)))
+    assert f"in its search is {100 * last.validation_accuracy:.1f} % (trial 0, " in found
+
+
+def test_a_search_that_is_begun_again_when_it_is_done_finds_what_it_found(tmp_path, monkeypatch):
+    """Its winner has been trained in full since, and its folder was deleted then."""
+    made, job, _ = undecided(tmp_path)
+    file = Path(made.paths.found("found", made.search.result_id))
+    found, config = file.read_bytes(), Path(made.paths.config(job))
+    config.unlink()
+    monkeypatch.setattr(search_module, "private_ray", lambda *args: contextlib.nullcontext())
+    monkeypatch.setattr(search_module, "run_search", lambda *args: search_module.End("its budget is spent", True))
+    search_module.search(made.experiment, Ledger(made.search, made.paths), RunSettings(), lambda: "", 1)
+    assert file.read_bytes() == found
+    assert load_job(config, job) == made.whole.jobs[job]
+
+
+def test_a_file_that_does_not_say_how_far_undecided_trials_were_is_read(tmp_path):
+    """Written before it did. Then what the winner came to since stands in its place, and may be nothing."""
+    made, job, _ = undecided(tmp_path)
+    file = Path(made.paths.found("found", made.search.result_id))
+    found = json.loads(file.read_text())
+    assert found.pop("undecided") == {"0": 2, "1": 0}
+    assert found.pop("at")
+    file.write_text(json.dumps(found))
+    assert tables(made)[0].loc[0, "epochs"] == EPOCHS
+    change(made.paths.training(job), TrainingRecord, status="nonfinite", validation_accuracy=None)
+    results = read_again(made.whole, made.paths)
+    assert "1 trial won and became 2 jobs" in (text := " ".join(search_sentences(results)))
+    assert "What they came to in the search is not known any more." in text
+    assert "What was searched" in whole_page(results)
+
+
+@pytest.mark.parametrize("entry", [[3], {"0": "two"}, {"0": None}])
+def test_a_broken_file_of_what_was_found_is_said(tmp_path, entry):
+    made, *_ = undecided(tmp_path)
+    file = Path(made.paths.found("found", made.search.result_id))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"undecided": entry}))
+    with pytest.raises(ValueError, match=r"not what a search has found .*; delete it to have it made again"):
+        collect(made.whole, made.paths)
+
+
+def test_a_broken_row_of_an_attempt_hides_what_one_job_took_and_nothing_else(searched, caplog):
+    whole, _ = tables(searched)
+    first = whole.loc[0, "job"]
+    with open(searched.paths.attempts(first), "a") as file:
+        file.write('{"job": "digi')
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            table, _ = tables(searched)
+    assert table.loc[0, "seconds"] == 0 < whole.loc[0, "seconds"]
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), whole.drop(columns="seconds"))
+    assert list(table["seconds"][1:]) == list(whole["seconds"][1:])
+    (message,) = caplog.messages
+    assert f"{searched.paths.attempts(first)}:2: a broken row" in message
+
+
+def test_trials_beyond_those_that_are_asked_for_do_not_count(tmp_path):
+    """Six were decided; then three are asked for."""
+    made = Searched(tmp_path)
+    for number in (0, 1, 3, 4, 5):
+        made.event(number, made.begin(number), "failed", reason="RuntimeError: no")
+    few = Searched(tmp_path, SEARCH.replace("num_trials: 24", "num_trials: 3"))
+    assert few.search.id == made.search.id
+    search, _ = estimate_whole(few.experiment, few.paths)
+    assert (search.num_jobs, search.num_done) == (3, 2)
+    assert search.guessed.core > 0
+    tags = tags_of_search(few.search, trials_by_job(few.search, few.paths))
+    assert tags["search.failed"] == str(len(read_tried(few.search, few.paths))) == "2"
