@@ -56,9 +56,12 @@ def storm(cluster, tmp_path_factory):
             wait_until(
                 lambda: goes_on(campaign, cut_off.job, successor), "he who took over goes on", 30, campaign.output
             )
+            cluster.heal(cut_off.node)
+            for victim in (headless, cut_off):  # a job that comes back to a node that still has it has the node drained
+                over = partial(is_over, cluster, victim)
+                wait_until(over, f"{victim.node} has ended what was begun there", 60, campaign.output)
             urgent = cluster.submit("true", "--partition=main", f"--nodelist={preempted.node}", "--exclusive")
             cluster.wait_for_job(urgent, "RUNNING", "COMPLETED", "COMPLETING")
-        cluster.heal(cut_off.node)
         cluster.wait_for_job(urgent, "COMPLETED", "COMPLETING")
         campaign.finish(process, 400)
     victims = {"slurmd killed": headless, "crash": lost, "cut off, asleep": cut_off, "preempted": preempted}
@@ -86,6 +89,11 @@ def runs_elsewhere(cluster, victim, hit):
     """On a node that was not hit: for a moment SLURM may take another one for sound."""
     row = cluster.job(victim.slurm_job)
     return row.state in ("RUNNING", "COMPLETED") and row.node not in hit
+
+
+def is_over(cluster, victim):
+    """Nothing of its SLURM job is left on the node where it was hit."""
+    return cluster.exec(victim.node, "pgrep", "-f", rf"slurmstepd: \[{victim.slurm_job}\.").returncode == 1
 
 
 def goes_on(campaign, job, successor):
