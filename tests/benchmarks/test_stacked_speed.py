@@ -72,12 +72,11 @@ DIGITS = (1, 8, 8)
 
 @pytest.mark.parametrize("num_steps", [4, 16])
 def test_on_small_images_too_and_one_alone_loses_little(num_steps):
-    """The nets of digits.yaml. At 16 steps the gain is 1.4, and what else runs on the machine, or another processor,
-    takes some of it: it is printed."""
+    """The nets of digits.yaml. At 16 steps the gain is 1.4, and what else runs on the machine takes some of it."""
     solver, options = Fixed("euler", num_steps), {"pad_channels": 4}
     assert gain(1, DIGITS, 16, 32, solver, **options) > 0.75
-    assert gain(4, DIGITS, 16, 32, solver, **options) > 1.0
-    assert gain(8, DIGITS, 16, 32, solver, **options) > 1.0
+    assert gain(4, DIGITS, 16, 32, solver, **options) > 1.15
+    assert gain(8, DIGITS, 16, 32, solver, **options) > 1.15
 
 
 def test_what_is_too_large_to_be_stacked_would_not_gain():

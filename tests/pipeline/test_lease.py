@@ -157,12 +157,12 @@ def test_of_another_machine_only_silence_counts(path, clock, started):
 
 
 def test_a_holder_that_shows_life_is_never_taken_over_from(tmp_path, path, monkeypatch):
-    """For twice the silence after which he would count as dead."""
+    """For four times the silence after which he would count as dead."""
     monkeypatch.setattr(lease.os, "fsync", lambda file: None)  # a busy disk may take longer than that silence,
     monkeypatch.setattr(lease, "STALE", 1.5)  # and a busy machine longer than a shorter one
     with Leases({JOB: me(born=ELSEWHERE)}, Paths(str(tmp_path)).lease) as held:
         assert held.take(never)
-        other, until = Lease(str(path), me()), time.monotonic() + 2 * lease.STALE
+        other, until = Lease(str(path), me()), time.monotonic() + 4 * lease.STALE
         while time.monotonic() < until:
             assert not other.try_take()
             time.sleep(0.01)
